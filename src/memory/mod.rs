@@ -2,8 +2,13 @@
 //!
 //! This room knows neither KVM nor bundles nor devices: it gets open files and ranges.
 
-pub mod layout;
+// UNSAFE: mapping files and asking for residency are contracts with the kernel that the compiler cannot see.
+#![allow(unsafe_code)]
 
+pub mod layout;
+mod mapping;
+
+pub use mapping::{MapError, anonymous, copy_on_write, visit_touched};
 pub use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
 /// All of a guest's RAM, cheap to clone (regions are shared).
