@@ -159,10 +159,12 @@ pub enum Request {
     Warm = 3,
     /// A small guest has finished its answer.
     Done = 4,
+    /// A vCPU or a device cannot go on.
+    Broken = 5,
 }
 
-/// Carries [`Request`]s from a device on a vCPU thread to the machine's main loop. The first request stands until it
-/// is taken; a later one of a lower number is dropped, so `Done` or `Warm` never hides a power off.
+/// Carries [`Request`]s from a device on a vCPU thread to the machine's main loop. Each kind
+/// stands until it is taken, so that none hides another.
 #[derive(Debug, Clone)]
 pub struct RequestLine {
     pending: Arc<AtomicU32>,
@@ -197,7 +199,7 @@ impl RequestLine {
         // EAGAIN: nothing was written since the last take; the bits below are the truth.
         self.event.read().ok();
         let bits = self.pending.swap(0, Ordering::AcqRel);
-        [Request::PowerOff, Request::Reset, Request::Warm, Request::Done]
+        [Request::PowerOff, Request::Reset, Request::Broken, Request::Warm, Request::Done]
             .into_iter()
             .filter(|r| bits & (1 << *r as u32) != 0)
             .collect()

@@ -11,7 +11,6 @@ mod probe;
 mod run;
 mod system;
 mod vm;
-mod vm_attr;
 
 pub use kick::{KickError, KickTarget, install_kick_handler, kick};
 pub use probe::{HostKind, Probe, probe};

@@ -1,15 +1,14 @@
 //! One vCPU: running it and moving its state, each ioctl once and checked.
 
 use kvm_bindings::{
-    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, Xsave, kvm_debugregs,
-    kvm_device_attr, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_debugregs,
+     kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
     kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use super::kick::KickTarget;
 use super::vm::{VmError, ioctl};
-use super::vm_attr;
 
 /// `KVM_MAX_MSR_ENTRIES` of the kernel: how many MSRs one call takes (Documentation/virt/kvm/api.rst, 4.18).
 const MSRS_PER_CALL: usize = 256;
@@ -203,18 +202,6 @@ impl KvmVcpu {
         }
     }
 
-    /// Guest TSC minus host TSC, modulo 2^64; `None` where KVM does not tell (before Linux 5.16, or no TSC offset).
-    pub fn tsc_offset(&self) -> Result<Option<u64>, VmError> {
-        let mut offset = 0u64;
-        let attr = tsc_offset_attr(&raw mut offset);
-        Ok(vm_attr::get(&self.fd, &attr)?.then_some(offset))
-    }
-
-    /// Sets [`tsc_offset`](Self::tsc_offset); false where KVM does not offer it.
-    pub fn set_tsc_offset(&self, mut offset: u64) -> Result<bool, VmError> {
-        vm_attr::set(&self.fd, &tsc_offset_attr(&raw mut offset))
-    }
-
     /// The XSAVE area: x87, SSE, AVX and whatever else the guest's XCR0 allows.
     pub fn xsave(&self) -> Result<Vec<u8>, VmError> {
         if self.xsave_len <= XSAVE_MIN {
@@ -291,15 +278,6 @@ impl ElementSize {
         // SAFETY: the pointer lies in `kvm_run`, mapped as long as the vCPU; a u8 has no invalid value, and the guest's
         // data that is borrowed meanwhile lies behind the structure.
         usize::from(unsafe { self.0.read_volatile() }).max(1)
-    }
-}
-
-fn tsc_offset_attr(offset: *mut u64) -> kvm_device_attr {
-    kvm_device_attr {
-        flags: 0,
-        group: KVM_VCPU_TSC_CTRL,
-        attr: u64::from(KVM_VCPU_TSC_OFFSET),
-        addr: offset as u64,
     }
 }
 

@@ -1,0 +1,96 @@
+//! The CPUID a cold-booted guest sees. A restored one sees exactly what was baked.
+
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+
+/// Leaf 1, ECX: TSC-deadline timer (Intel SDM volume 2A, CPUID). KVM's in-kernel APIC has it, but does not report it.
+const TSC_DEADLINE: u32 = 1 << 24;
+/// Leaf 1, ECX: a hypervisor is present.
+const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 7, ECX: WAITPKG, which needs hardware that a restore on another host may lack.
+const WAITPKG: u32 = 1 << 5;
+/// Leaf 0x40000001, EAX: asynchronous page faults, which a restore would leave waiting for a token for ever
+/// (Documentation/virt/kvm/x86/cpuid.rst: bits 4, 10 and 14).
+const ASYNC_PF: u32 = 1 << 4 | 1 << 10 | 1 << 14;
+/// Leaf 1, EDX: more than one logical processor in the package.
+const HTT: u32 = 1 << 28;
+
+/// What vCPU `index` of `count` is shown, from what the host supports.
+pub fn for_vcpu(supported: &CpuId, index: u32, count: u32) -> CpuId {
+    let mut cpuid = supported.clone();
+    for entry in cpuid.as_mut_slice() {
+        normalise(entry, index, count);
+    }
+    cpuid
+}
+
+fn normalise(entry: &mut kvm_cpuid_entry2, index: u32, count: u32) {
+    match entry.function {
+        0x1 => {
+            entry.ebx = entry.ebx & 0xffff | (count & 0xff) << 16 | (index & 0xff) << 24;
+            entry.ecx |= TSC_DEADLINE | HYPERVISOR;
+            entry.edx = if count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
+        }
+        // Cache sharing: nothing is shared between vCPUs, each is a core of its own.
+        0x4 | 0x8000_001d => entry.eax = entry.eax & 0x3fff & !(0xfff << 14) | cores_field(entry.function, count),
+        0x7 if entry.index == 0 => entry.ecx &= !WAITPKG,
+        // No PMU: its MSRs are not saved.
+        0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+        0xb | 0x1f => topology(entry, index, count),
+        0x4000_0001 => entry.eax &= !ASYNC_PF,
+        0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | (count - 1) & 0xff | apic_id_bits(count) << 12,
+        0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (index, index & 0xff, 0),
+        _ => {}
+    }
+}
+
+/// Leaf 4, EAX bits 26 to 31: cores in the package - 1. AMD's leaf has no such field.
+fn cores_field(function: u32, count: u32) -> u32 {
+    if function == 4 { ((count - 1) & 0x3f) << 26 } else { 0 }
+}
+
+/// Leaves 0xb and 0x1f: level 0 is a thread (one a core), level 1 the cores of the one package.
+fn topology(entry: &mut kvm_cpuid_entry2, index: u32, count: u32) {
+    const LEVEL_SMT: u32 = 1;
+    const LEVEL_CORE: u32 = 2;
+    let (shift, logical, level) = match entry.index {
+        0 => (0, 1, LEVEL_SMT),
+        1 => (apic_id_bits(count), count, LEVEL_CORE),
+        _ => (0, 0, 0),
+    };
+    entry.eax = shift;
+    entry.ebx = logical;
+    entry.ecx = entry.index & 0xff | level << 8;
+    entry.edx = index;
+}
+
+/// Bits that hold an APIC id below `count`.
+fn apic_id_bits(count: u32) -> u32 {
+    count.next_power_of_two().trailing_zeros()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(function: u32, index: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 { function, index, eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX, ..Default::default() }
+    }
+
+    #[test]
+    fn each_vcpu_has_its_own_apic_id_everywhere() {
+        let supported = CpuId::from_entries(&[entry(1, 0), entry(0xb, 0), entry(0xb, 1), entry(0x8000_001e, 0)]).unwrap();
+        let cpuid = for_vcpu(&supported, 3, 4);
+        let all = cpuid.as_slice();
+        assert_eq!(all[0].ebx >> 16, 3 << 8 | 4);
+        assert_eq!((all[1].edx, all[2].edx, all[3].eax), (3, 3, 3));
+        assert_eq!((all[2].eax, all[2].ebx), (2, 4));
+    }
+
+    #[test]
+    fn asynchronous_page_faults_and_the_pmu_are_hidden() {
+        let supported = CpuId::from_entries(&[entry(0x4000_0001, 0), entry(0xa, 0)]).unwrap();
+        let cpuid = for_vcpu(&supported, 0, 1);
+        assert_eq!(cpuid.as_slice()[0].eax & (1 << 4 | 1 << 10 | 1 << 14), 0);
+        assert_eq!(cpuid.as_slice()[1].eax, 0);
+    }
+}

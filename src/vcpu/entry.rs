@@ -1,0 +1,76 @@
+//! The registers a cold-booted guest starts with.
+
+use kvm_bindings::{kvm_dtable, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs};
+
+use crate::boot::{EntryPoint, Segment, TableRegister};
+use crate::kvm::{KvmVcpu, VmError};
+
+/// Offset of the LVT entry for LINT0 in the APIC's page, and of LINT1 (Intel SDM volume 3A, table 12-1).
+const LVT_LINT0: usize = 0x350;
+const LVT_LINT1: usize = 0x360;
+/// Delivery modes of an LVT entry.
+const MODE_EXTINT: u32 = 0b111 << 8;
+const MODE_NMI: u32 = 0b100 << 8;
+
+/// Puts the first vCPU at the kernel's entry. The others wait for INIT and SIPI, as KVM creates them.
+///
+/// # Errors
+/// KVM refused the registers.
+pub fn enter(vcpu: &KvmVcpu, entry: &EntryPoint) -> Result<(), VmError> {
+    let mut sregs = vcpu.sregs()?;
+    apply(&mut sregs, entry);
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&kvm_regs {
+        rip: entry.rip,
+        rsp: entry.rsp,
+        rsi: entry.rsi,
+        rbx: entry.rbx,
+        rdi: entry.rdi,
+        rflags: entry.rflags,
+        ..Default::default()
+    })?;
+    let mut lapic = vcpu.lapic()?;
+    set_lvt(&mut lapic, LVT_LINT0, MODE_EXTINT);
+    set_lvt(&mut lapic, LVT_LINT1, MODE_NMI);
+    vcpu.set_lapic(&lapic)
+}
+
+fn apply(sregs: &mut kvm_sregs, entry: &EntryPoint) {
+    sregs.cs = segment(&entry.cs);
+    let data = segment(&entry.ds);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs) = (data, data, data, data);
+    sregs.ss = segment(&entry.ss);
+    sregs.tr = segment(&entry.tr);
+    sregs.gdt = table(&entry.gdt);
+    sregs.idt = table(&entry.idt);
+    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (entry.cr0, entry.cr3, entry.cr4, entry.efer);
+}
+
+fn segment(from: &Segment) -> kvm_segment {
+    kvm_segment {
+        base: from.base,
+        limit: from.limit,
+        selector: from.selector,
+        type_: from.kind,
+        present: u8::from(from.present),
+        dpl: from.dpl,
+        db: u8::from(from.db),
+        s: u8::from(from.code_or_data),
+        l: u8::from(from.long),
+        g: u8::from(from.granularity),
+        avl: 0,
+        unusable: u8::from(!from.present),
+        padding: 0,
+    }
+}
+
+fn table(from: &TableRegister) -> kvm_dtable {
+    kvm_dtable { base: from.base, limit: from.limit, ..Default::default() }
+}
+
+fn set_lvt(lapic: &mut kvm_lapic_state, offset: usize, mode: u32) {
+    let register = &mut lapic.regs[offset..offset + 4];
+    for (byte, value) in register.iter_mut().zip(mode.to_le_bytes()) {
+        *byte = value.cast_signed();
+    }
+}

@@ -1,0 +1,128 @@
+//! A vCPU's state, and the one order in which it is read and set.
+
+use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_msr_entry};
+use snapshot_format::sections::VcpuState;
+
+use crate::kvm::{KvmVcpu, VmError};
+
+use super::abi::{AbiError, blob, from_blob, list_blob, list_from_blob};
+use super::msrs::{MsrSelection, SelectError, TSC, TSC_DEADLINE};
+
+/// Why a vCPU could not be saved or restored.
+#[derive(Debug, thiserror::Error)]
+pub enum VcpuError {
+    /// KVM refused a step.
+    #[error("Cannot {verb} the state of vCPU {index}")]
+    Kvm {
+        /// `save` or `restore`.
+        verb: &'static str,
+        /// Which vCPU.
+        index: u32,
+        /// The step.
+        #[source]
+        source: VmError,
+    },
+    /// The saved bytes are no such structure.
+    #[error(transparent)]
+    Abi(#[from] AbiError),
+    /// The CPUID list is longer than KVM takes.
+    #[error("The saved CPUID has {count} entries, more than KVM accepts; the bundle is damaged")]
+    Cpuid {
+        /// Entries found.
+        count: usize,
+    },
+    /// This host's MSRs do not suffice.
+    #[error(transparent)]
+    Msrs(#[from] SelectError),
+}
+
+/// Reads everything. The vCPU must be paused with nothing half done (see `thread`), and this runs on its own thread.
+///
+/// # Errors
+/// KVM refused a step; nothing was changed.
+pub fn save(vcpu: &KvmVcpu, index: u32, selection: &MsrSelection) -> Result<VcpuState, VcpuError> {
+    read_all(vcpu, index, selection).map_err(|source| VcpuError::Kvm { verb: "save", index, source })
+}
+
+fn read_all(vcpu: &KvmVcpu, index: u32, selection: &MsrSelection) -> Result<VcpuState, VmError> {
+    // First: it delivers a pending INIT or SIPI, which changes registers and the APIC.
+    let mp_state = blob(&vcpu.mp_state()?);
+    let regs = blob(&vcpu.regs()?);
+    let sregs = blob(&vcpu.sregs()?);
+    let xsave = snapshot_format::sections::Blob(vcpu.xsave()?);
+    let xcrs = blob(&vcpu.xcrs()?);
+    let debugregs = blob(&vcpu.debugregs()?);
+    // Before the MSRs: reading the APIC may move its timer's state.
+    let lapic = blob(&vcpu.lapic()?);
+    let cpuid = list_blob(vcpu.cpuid()?.as_slice());
+    let msrs = list_blob(&keep_expired_deadline(vcpu.msrs(selection.indices())?));
+    // Last: the other reads affect it.
+    let events = blob(&vcpu.events()?);
+    Ok(VcpuState { index, cpuid, mp_state, regs, sregs, xsave, xcrs, debugregs, lapic, msrs, events })
+}
+
+/// A deadline of 0 means that the timer expired and its interrupt is not delivered yet. Written back as 0 it would be
+/// disarmed for ever; the current TSC makes it fire at once.
+fn keep_expired_deadline(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
+    let tsc = msrs.iter().find(|msr| msr.index == TSC).map_or(0, |msr| msr.data);
+    if let Some(deadline) = msrs.iter_mut().find(|msr| msr.index == TSC_DEADLINE && msr.data == 0) {
+        deadline.data = tsc;
+    }
+    msrs
+}
+
+/// Sets everything, on a vCPU that has never run.
+///
+/// # Errors
+/// The saved bytes are damaged, or KVM refused a step: the vCPU is then unusable.
+pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
+    // Everything is parsed before anything is set.
+    let cpuid = list_from_blob::<kvm_cpuid_entry2>("CPUID", &state.cpuid)?;
+    let cpuid = CpuId::from_entries(&cpuid).map_err(|_| VcpuError::Cpuid { count: cpuid.len() })?;
+    let mp_state = from_blob("multiprocessor state", &state.mp_state)?;
+    let regs = from_blob("registers", &state.regs)?;
+    let sregs = from_blob("special registers", &state.sregs)?;
+    let xcrs = from_blob("extended control registers", &state.xcrs)?;
+    let debugregs = from_blob("debug registers", &state.debugregs)?;
+    let lapic = from_blob("local APIC", &state.lapic)?;
+    let msrs = list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?;
+    let events = from_blob("pending events", &state.events)?;
+
+    let set_all = || -> Result<(), VmError> {
+        // First: the later steps are checked against it.
+        vcpu.set_cpuid(&cpuid)?;
+        vcpu.set_mp_state(mp_state)?;
+        // Before the events: it clears a pending exception.
+        vcpu.set_regs(&regs)?;
+        // Before the APIC: it holds the APIC's base and mode.
+        vcpu.set_sregs(&sregs)?;
+        // XCR0 before the area it governs would drop components the guest has switched off; KVM takes the area as is.
+        vcpu.set_xsave(&state.xsave.0)?;
+        vcpu.set_xcrs(&xcrs)?;
+        vcpu.set_debugregs(&debugregs)?;
+        // Before the deadline: the APIC's timer mode decides whether a deadline is taken at all.
+        vcpu.set_lapic(&lapic)?;
+        vcpu.set_msrs(&msrs)?;
+        // After the registers, which clear them.
+        vcpu.set_events(&events)?;
+        vcpu.clock_was_stopped()
+    };
+    set_all().map_err(|source| VcpuError::Kvm { verb: "restore", index: state.index, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn msr(index: u32, data: u64) -> kvm_msr_entry {
+        kvm_msr_entry { index, data, ..Default::default() }
+    }
+
+    #[test]
+    fn a_timer_that_expired_undelivered_is_made_to_fire() {
+        let msrs = keep_expired_deadline(vec![msr(TSC, 500), msr(TSC_DEADLINE, 0)]);
+        assert_eq!(msrs[1].data, 500);
+        let msrs = keep_expired_deadline(vec![msr(TSC, 500), msr(TSC_DEADLINE, 900)]);
+        assert_eq!(msrs[1].data, 900);
+    }
+}
