@@ -1,8 +1,8 @@
 //! One VM: memory slots, interrupt controllers, wiring, clock.
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
-    KvmIrqRouting, kvm_clock_data, kvm_irq_routing_entry, kvm_irqchip, kvm_userspace_memory_region,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
@@ -24,9 +24,6 @@ pub enum VmError {
         #[source]
         source: kvm_ioctls::Error,
     },
-    /// The routing table could not be built.
-    #[error("The interrupt routing table has too many entries")]
-    Routing,
     /// A vCPU's XSAVE area has another length than this host's.
     #[error("The XSAVE area holds {found} bytes, this host's has {expected}")]
     XsaveLength {
@@ -79,11 +76,6 @@ impl IrqChip {
     }
 }
 
-/// Pins of KVM's I/O APIC.
-const IOAPIC_PINS: u32 = 24;
-/// Pins of the two 8259s.
-const PIC_PINS: u32 = 16;
-
 /// A VM's file descriptor. Closing it tears the VM down, which takes milliseconds once the guest has run.
 #[derive(Debug)]
 pub struct KvmVm {
@@ -135,21 +127,6 @@ impl KvmVm {
     /// The ioctl failed.
     pub fn create_irqchip(&self) -> Result<(), VmError> {
         self.fd.create_irq_chip().map_err(ioctl("KVM_CREATE_IRQCHIP"))
-    }
-
-    /// Installs the whole routing table in one call: GSI n is pin n of the I/O APIC, and below 16 of the PICs too.
-    ///
-    /// # Errors
-    /// The ioctl failed.
-    pub fn set_default_routes(&self) -> Result<(), VmError> {
-        let pic = (0..PIC_PINS).map(|gsi| {
-            let chip = if gsi < 8 { KVM_IRQCHIP_PIC_MASTER } else { KVM_IRQCHIP_PIC_SLAVE };
-            route(gsi, chip, gsi % 8)
-        });
-        let ioapic = (0..IOAPIC_PINS).map(|gsi| route(gsi, KVM_IRQCHIP_IOAPIC, gsi));
-        let entries: Vec<_> = pic.chain(ioapic).collect();
-        let table = KvmIrqRouting::from_entries(&entries).map_err(|_| VmError::Routing)?;
-        self.fd.set_gsi_routing(&table).map_err(ioctl("KVM_SET_GSI_ROUTING"))
     }
 
     /// Lets a write to `event` raise `gsi`.
@@ -216,11 +193,4 @@ impl KvmVm {
     pub fn has(&self, cap: Cap) -> bool {
         self.fd.check_extension(cap)
     }
-}
-
-fn route(gsi: u32, irqchip: u32, pin: u32) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
-    entry.u.irqchip.irqchip = irqchip;
-    entry.u.irqchip.pin = pin;
-    entry
 }

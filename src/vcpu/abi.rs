@@ -5,7 +5,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A saved structure that cannot be one.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("The saved {what} holds {found} bytes, which is not the length of this structure; the bundle is damaged")]
+#[error(
+    "The saved {what} holds {found} bytes, which is not the length of this structure; the bundle is damaged"
+)]
 pub struct AbiError {
     what: &'static str,
     found: usize,
@@ -38,7 +40,10 @@ pub fn list_from_blob<T: FromBytes>(what: &'static str, blob: &Blob) -> Result<V
     if !blob.0.len().is_multiple_of(size_of::<T>()) {
         return Err(error);
     }
-    blob.0.chunks_exact(size_of::<T>()).map(|bytes| T::read_from_bytes(bytes).map_err(|_| error.clone_of())).collect()
+    blob.0
+        .chunks_exact(size_of::<T>())
+        .map(|bytes| T::read_from_bytes(bytes).map_err(|_| error.clone_of()))
+        .collect()
 }
 
 impl AbiError {

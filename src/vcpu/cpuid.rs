@@ -31,7 +31,9 @@ fn normalise(entry: &mut kvm_cpuid_entry2, index: u32, count: u32) {
             entry.edx = if count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
         }
         // Cache sharing: nothing is shared between vCPUs, each is a core of its own.
-        0x4 | 0x8000_001d => entry.eax = entry.eax & 0x3fff & !(0xfff << 14) | cores_field(entry.function, count),
+        0x4 | 0x8000_001d => {
+            entry.eax = entry.eax & 0x3fff & !(0xfff << 14) | cores_field(entry.function, count)
+        }
         0x7 if entry.index == 0 => entry.ecx &= !WAITPKG,
         // No PMU: its MSRs are not saved.
         0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
@@ -73,12 +75,21 @@ mod tests {
     use super::*;
 
     fn entry(function: u32, index: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 { function, index, eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            eax: u32::MAX,
+            ebx: u32::MAX,
+            ecx: u32::MAX,
+            edx: u32::MAX,
+            ..Default::default()
+        }
     }
 
     #[test]
     fn each_vcpu_has_its_own_apic_id_everywhere() {
-        let supported = CpuId::from_entries(&[entry(1, 0), entry(0xb, 0), entry(0xb, 1), entry(0x8000_001e, 0)]).unwrap();
+        let supported =
+            CpuId::from_entries(&[entry(1, 0), entry(0xb, 0), entry(0xb, 1), entry(0x8000_001e, 0)]).unwrap();
         let cpuid = for_vcpu(&supported, 3, 4);
         let all = cpuid.as_slice();
         assert_eq!(all[0].ebx >> 16, 3 << 8 | 4);

@@ -1,6 +1,6 @@
 //! The registers a cold-booted guest starts with.
 
-use kvm_bindings::{kvm_dtable, kvm_lapic_state, kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{kvm_dtable, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 
 use crate::boot::{EntryPoint, Segment, TableRegister};
 use crate::kvm::{KvmVcpu, VmError};
@@ -11,6 +11,21 @@ const LVT_LINT1: usize = 0x360;
 /// Delivery modes of an LVT entry.
 const MODE_EXTINT: u32 = 0b111 << 8;
 const MODE_NMI: u32 = 0b100 << 8;
+
+/// IA32_MISC_ENABLE, fast-strings bit, which Linux expects of firmware.
+const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
+/// IA32_MTRR_DEF_TYPE: MTRRs on, default type write-back, as firmware leaves it; without it Linux turns PAT off.
+const MTRR_DEF_TYPE: (u32, u64) = (0x2ff, 1 << 11 | 6);
+
+/// The MSRs that firmware would have set, on every vCPU.
+///
+/// # Errors
+/// KVM refused one.
+pub fn reset_msrs(vcpu: &KvmVcpu) -> Result<(), VmError> {
+    let entries =
+        [MISC_ENABLE, MTRR_DEF_TYPE].map(|(index, data)| kvm_msr_entry { index, data, ..Default::default() });
+    vcpu.set_msrs(&entries)
+}
 
 /// Puts the first vCPU at the kernel's entry. The others wait for INIT and SIPI, as KVM creates them.
 ///

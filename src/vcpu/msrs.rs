@@ -27,7 +27,8 @@ const DENIED: [(RangeInclusive<u32>, &str); 13] = [
 ];
 
 /// MTRRs: KVM keeps them per vCPU but leaves them out of its list (the guest's view of memory types depends on them).
-const MTRRS: [RangeInclusive<u32>; 5] = [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
+const MTRRS: [RangeInclusive<u32>; 5] =
+    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
 
 /// Without one of these a guest would come back broken, so a host that does not give them is refused.
 const MUST_HAVE: [(u32, &str); 13] = [

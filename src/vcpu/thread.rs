@@ -191,7 +191,10 @@ impl Runner {
             Ok(End::Paused) => return None,
             Ok(End::Reset) => (Request::Reset, "the guest reset itself (triple fault)".to_owned()),
             Ok(End::Broken(reason)) => (Request::Broken, reason),
-            Err(e) => (Request::Broken, format!("{e}: {}", std::error::Error::source(&e).map_or(String::new(), |s| s.to_string()))),
+            Err(e) => (
+                Request::Broken,
+                format!("{e}: {}", std::error::Error::source(&e).map_or(String::new(), |s| s.to_string())),
+            ),
         };
         match self.buses.requests.raise(request) {
             Ok(()) => Some(reason),
@@ -200,7 +203,8 @@ impl Runner {
     }
 
     fn run_until_paused(&mut self) -> Result<End, VmError> {
-        while !self.pause.load(Ordering::SeqCst) {
+        let requests = self.buses.requests.count();
+        while !self.pause.load(Ordering::SeqCst) && self.buses.requests.count() == requests {
             if let Some(end) = self.step()? {
                 return Ok(end);
             }

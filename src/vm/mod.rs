@@ -1,1 +1,14 @@
-//! (room vm)
+//! The story of a machine: boot or restore, run, freeze, capture.
+//!
+//! One constructor builds it either way ([`Machine::build`]); they differ in where memory and state come from. This room
+//! uses every other but `cli`.
+
+mod capture;
+mod lifecycle;
+mod machine;
+mod saved;
+
+pub use capture::CaptureError;
+pub use lifecycle::{Action, Event, State};
+pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
+pub use saved::{SavedError, SavedMachine};

@@ -1,0 +1,479 @@
+//! The machine: one constructor for boot and restore, and what can be done with it.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Instant;
+
+use snapshot_format::state::FormatVersion;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use crate::boot::{BootError, EntryPoint};
+use crate::bus::{Request, RequestLine};
+use crate::devices::{
+    ControlStream, DeviceError, DeviceSetup, DeviceStates, DeviceTable, EventToken, VirtioWindow,
+};
+use crate::kvm::{KickError, KvmVcpu, KvmVm, System, SystemError, VmError, install_kick_handler};
+use crate::memory::{GuestMemory, layout};
+use crate::vcpu::{self, Buses, MsrSelection, ThreadError, VcpuThread};
+
+use super::capture::{self, CaptureError, Parts};
+use super::lifecycle::{Action, Event, State};
+use super::saved::SavedMachine;
+
+/// What a machine is made of, apart from its devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Guest RAM, bytes; a multiple of 4 KiB.
+    pub memory_bytes: u64,
+    /// vCPUs, 1 to 8.
+    pub vcpus: u32,
+}
+
+/// Loads a kernel into guest memory, given where the devices are.
+pub type Loader<'a> = &'a dyn Fn(&GuestMemory, &[VirtioWindow]) -> Result<EntryPoint, BootError>;
+
+/// Where memory content and state come from. Nothing else tells a boot from a restore.
+pub enum Origin<'a> {
+    /// A kernel, which is loaded once the devices' places are known.
+    Cold(Loader<'a>),
+    /// A saved state; `Plan::memory` maps the memory that belongs to it.
+    Saved(Box<SavedMachine>),
+}
+
+impl std::fmt::Debug for Origin<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Origin::Cold(_) => "Cold",
+            Origin::Saved(_) => "Saved",
+        })
+    }
+}
+
+/// Everything [`Machine::build`] needs.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// Memory and vCPUs.
+    pub shape: Shape,
+    /// Guest RAM, already mapped.
+    pub memory: GuestMemory,
+    /// The devices and what backs them.
+    pub devices: DeviceSetup,
+    /// Boot or restore.
+    pub origin: Origin<'a>,
+}
+
+/// Why a machine could not be built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// KVM is not usable.
+    #[error(transparent)]
+    System(#[from] SystemError),
+    /// KVM refused a step.
+    #[error("Cannot build the VM")]
+    Vm(#[from] VmError),
+    /// A device could not be built.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The kernel could not be loaded.
+    #[error("Cannot load the kernel")]
+    Boot(#[from] BootError),
+    /// A vCPU refused its state.
+    #[error(transparent)]
+    Vcpu(#[from] vcpu::VcpuError),
+    /// Which MSRs to save could not be chosen.
+    #[error(transparent)]
+    Msrs(#[from] vcpu::SelectError),
+    /// A vCPU's thread could not be started.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
+    /// The signal that interrupts vCPUs could not be set up.
+    #[error(transparent)]
+    Kick(#[from] KickError),
+    /// Eventfds or epoll.
+    #[error("Cannot set up the event loop")]
+    Events(#[source] io::Error),
+    /// The guest was baked with another TSC frequency and this host cannot scale it.
+    #[error(
+        "The guest's TSC runs at {guest} kHz, this host's at {host} kHz and it cannot scale it; bake the bundle on a host of this kind"
+    )]
+    TscFrequency {
+        /// Of the bundle.
+        guest: u32,
+        /// Of this host.
+        host: u32,
+    },
+}
+
+/// Why a running machine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A vCPU failed.
+    #[error(transparent)]
+    Vcpu(#[from] ThreadError),
+    /// Waiting failed.
+    #[error("Cannot wait for the guest")]
+    Wait(#[source] io::Error),
+    /// The guest has ended already.
+    #[error("The guest has ended and cannot run again")]
+    Ended,
+}
+
+/// What [`Machine::wait`] woke up for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wake {
+    /// Devices were served: the control stream may have bytes or room.
+    Devices,
+    /// The guest asks something of the machine.
+    Guest(Request),
+    /// A descriptor given to [`Machine::watch`] is ready.
+    Watched(u32),
+    /// The deadline has passed.
+    Timeout,
+}
+
+/// Frequencies closer than this are the same: 250 ppm, as NTP may correct them.
+const TSC_TOLERANCE_PPM: u64 = 250;
+/// Most events taken from one wait.
+const EVENTS: usize = 16;
+
+/// A machine. Dropping it ends the guest; its memory lives as long as the process.
+#[derive(Debug)]
+pub struct Machine {
+    shape: Shape,
+    state: State,
+    tsc_khz: u32,
+    msrs: Option<MsrSelection>,
+    vcpus: Vec<VcpuThread>,
+    devices: DeviceTable,
+    vm: KvmVm,
+    memory: GuestMemory,
+    requests: RequestLine,
+    epoll: Epoll,
+    sources: Vec<EventToken>,
+}
+
+impl Machine {
+    /// Builds a machine: the one order for boot and restore.
+    ///
+    /// # Errors
+    /// See [`BuildError`]; nothing of a half-built machine is left.
+    pub fn build(plan: Plan<'_>) -> Result<Self, BuildError> {
+        let Plan { shape, memory, devices, origin } = plan;
+        let requests = RequestLine::new().map_err(BuildError::Events)?;
+        install_kick_handler()?;
+        let system = System::open()?;
+        let vm = system.create_vm()?;
+        // Before the irqchip: afterwards each slot waits for an SRCU grace period (8 ms on Linux 6.18).
+        vm.set_memory(&memory)?;
+        vm.set_tss_address(layout::KVM_TSS_ADDR)?;
+        // Before the vCPUs, whose local APICs it makes. It brings the default routes in one batch; no PIT.
+        vm.create_irqchip()?;
+        let (start, device_states) = Start::new(origin);
+        let devices = DeviceTable::new(devices, memory.clone(), requests.clone(), device_states)?;
+        wire(&vm, &devices)?;
+        let vcpus = (0..shape.vcpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+        let msrs = start.apply(&Target {
+            system: &system,
+            vm: &vm,
+            vcpus: &vcpus,
+            memory: &memory,
+            devices: &devices,
+        })?;
+        let tsc_khz = vcpus.first().map_or(Ok(0), KvmVcpu::tsc_khz)?;
+        let buses = Buses { pio: devices.pio(), mmio: devices.mmio(), requests: requests.clone() };
+        let vcpus = (0u32..)
+            .zip(vcpus)
+            .map(|(index, vcpu)| VcpuThread::start(vcpu, index, buses.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let (epoll, sources) = event_loop(&devices, &requests).map_err(BuildError::Events)?;
+        let state = State::Ready;
+        Ok(Machine { shape, state, tsc_khz, msrs, vcpus, devices, vm, memory, requests, epoll, sources })
+    }
+
+    /// Lets the guest run.
+    ///
+    /// # Errors
+    /// The guest has ended, or a vCPU thread is gone.
+    pub fn run(&mut self) -> Result<(), RunError> {
+        let (next, action) = self.state.next(Event::Run).ok_or(RunError::Ended)?;
+        if action == Action::StartVcpus {
+            // A notification that came just before the freeze is lost with its eventfd: serve every queue once.
+            self.devices.kick()?;
+            self.vcpus.iter().try_for_each(VcpuThread::run)?;
+        }
+        self.state = next;
+        Ok(())
+    }
+
+    /// Serves devices until something happens that the caller must see, or `deadline` passes.
+    ///
+    /// # Errors
+    /// A device failed, or waiting did.
+    pub fn wait(&mut self, deadline: Option<Instant>) -> Result<Vec<Wake>, RunError> {
+        let mut events = [EpollEvent::default(); EVENTS];
+        let count = match self.epoll.wait(milliseconds(deadline), &mut events) {
+            Ok(count) => count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(Vec::new()),
+            Err(e) => return Err(RunError::Wait(e)),
+        };
+        if count == 0 {
+            return Ok(vec![Wake::Timeout]);
+        }
+        let mut wakes = Vec::new();
+        for event in &events[..count] {
+            self.serve(Token::from_u64(event.data()), &mut wakes)?;
+        }
+        Ok(wakes)
+    }
+
+    fn serve(&mut self, token: Token, wakes: &mut Vec<Wake>) -> Result<(), RunError> {
+        match token {
+            Token::Requests => wakes.extend(self.requests.take().into_iter().map(Wake::Guest)),
+            Token::Watched(id) => wakes.push(Wake::Watched(id)),
+            Token::Source(index) => {
+                if let Some(source) = self.sources.get(index as usize) {
+                    self.devices.handle_event(*source)?;
+                }
+                if !wakes.contains(&Wake::Devices) {
+                    wakes.push(Wake::Devices);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes [`wait`](Self::wait) report `id` when `fd` is readable. The descriptor must stay open as long as the machine.
+    ///
+    /// # Errors
+    /// epoll refused it.
+    pub fn watch(&self, fd: BorrowedFd<'_>, id: u32) -> Result<(), RunError> {
+        add(&self.epoll, fd.as_raw_fd(), Token::Watched(id)).map_err(RunError::Wait)
+    }
+
+    /// The byte stream to the agent or the small guest.
+    pub fn control(&mut self) -> Option<&mut dyn ControlStream> {
+        self.devices.control()
+    }
+
+    /// The devices, for counters.
+    pub fn devices(&self) -> &DeviceTable {
+        &self.devices
+    }
+
+    /// Why the guest cannot go on, after [`Request::Broken`] or [`Request::Reset`]: waits for the vCPU that said so.
+    pub fn guest_ended(&mut self) -> RunError {
+        self.state = State::Ended;
+        let mut failed = None;
+        for vcpu in &self.vcpus {
+            if let Err(e) = vcpu.ask_pause().and_then(|()| vcpu.wait_paused()) {
+                failed.get_or_insert(e);
+            }
+        }
+        failed.map_or(RunError::Ended, RunError::Vcpu)
+    }
+
+    /// Stops the guest until the guard is dropped.
+    ///
+    /// # Errors
+    /// A vCPU cannot be stopped or is broken.
+    pub fn freeze(&mut self) -> Result<Frozen<'_>, RunError> {
+        let (next, action) = self.state.next(Event::Freeze).ok_or(RunError::Ended)?;
+        let thaw = self.state == State::Running;
+        if action == Action::PauseVcpus {
+            self.vcpus.iter().try_for_each(VcpuThread::ask_pause)?;
+            self.vcpus.iter().try_for_each(VcpuThread::wait_paused)?;
+        }
+        self.state = next;
+        Ok(Frozen { machine: self, thaw })
+    }
+}
+
+/// A machine whose vCPUs stand still with nothing half done. Dropping it lets them run again, on every path.
+#[derive(Debug)]
+pub struct Frozen<'a> {
+    machine: &'a mut Machine,
+    thaw: bool,
+}
+
+impl Frozen<'_> {
+    /// The bytes of the `state` file.
+    ///
+    /// # Errors
+    /// See [`CaptureError`].
+    pub fn capture(&self, version: FormatVersion) -> Result<Vec<u8>, CaptureError> {
+        let machine = &*self.machine;
+        let parts = Parts {
+            shape: &machine.shape,
+            tsc_khz: machine.tsc_khz,
+            vm: &machine.vm,
+            vcpus: &machine.vcpus,
+            devices: &machine.devices,
+            msrs: machine.msrs.as_ref(),
+        };
+        capture::capture(&parts, version)
+    }
+
+    /// Guest RAM, which nobody changes while this guard lives.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.machine.memory
+    }
+
+    /// Guest TSC frequency, kHz.
+    pub fn tsc_khz(&self) -> u32 {
+        self.machine.tsc_khz
+    }
+
+    /// Leaves the guest as it is, for good: after a bake nobody wants it to run on.
+    pub fn keep(mut self) {
+        self.thaw = false;
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        if self.thaw && self.machine.run().is_err() {
+            // The vCPU threads are gone: the next wait or freeze reports it.
+            self.machine.state = State::Ended;
+        }
+    }
+}
+
+/// An origin without the devices' part.
+enum Start<'a> {
+    Cold(Loader<'a>),
+    Saved {
+        tsc_khz: u32,
+        clock_ns: u64,
+        irqchips: [kvm_bindings::kvm_irqchip; 3],
+        vcpus: Vec<snapshot_format::sections::VcpuState>,
+    },
+}
+
+/// What a start is applied to.
+struct Target<'a> {
+    system: &'a System,
+    vm: &'a KvmVm,
+    vcpus: &'a [KvmVcpu],
+    memory: &'a GuestMemory,
+    devices: &'a DeviceTable,
+}
+
+impl<'a> Start<'a> {
+    fn new(origin: Origin<'a>) -> (Self, DeviceStates) {
+        match origin {
+            Origin::Cold(load) => (Start::Cold(load), DeviceStates::default()),
+            Origin::Saved(saved) => {
+                let SavedMachine { machine, clock, irqchips, vcpus, devices } = *saved;
+                (Start::Saved { tsc_khz: machine.tsc_khz, clock_ns: clock.clock, irqchips, vcpus }, devices)
+            }
+        }
+    }
+
+    /// Puts vCPUs and interrupt controllers where they start from; for a cold start also chooses what a save will read.
+    fn apply(self, target: &Target<'_>) -> Result<Option<MsrSelection>, BuildError> {
+        match self {
+            Start::Cold(load) => cold(load, target).map(Some),
+            Start::Saved { tsc_khz, clock_ns, irqchips, vcpus } => {
+                // Before the MSRs: the TSC is set in units of it.
+                set_tsc_frequency(target.vcpus, tsc_khz)?;
+                for (vcpu, state) in target.vcpus.iter().zip(&vcpus) {
+                    vcpu::restore(vcpu, state)?;
+                }
+                // After the local APICs, to which the I/O APIC may deliver at once.
+                irqchips.iter().try_for_each(|chip| target.vm.set_irqchip(chip))?;
+                // Last: the guest's clock runs on from here, and must do so before the first instruction.
+                target.vm.set_clock(clock_ns)?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+fn cold(load: Loader<'_>, target: &Target<'_>) -> Result<MsrSelection, BuildError> {
+    let entry = load(target.memory, &target.devices.virtio_windows())?;
+    let supported = target.system.supported_cpuid()?;
+    let count = u32::try_from(target.vcpus.len()).unwrap_or(u32::MAX);
+    for (index, vcpu) in (0u32..).zip(target.vcpus) {
+        vcpu.set_cpuid(&vcpu::cpuid_for_vcpu(&supported, index, count))?;
+        vcpu::reset_msrs(vcpu)?;
+    }
+    let Some(first) = target.vcpus.first() else {
+        return Err(BuildError::Vm(VmError::TooMany { what: "The vCPU list", count: 0 }));
+    };
+    vcpu::enter(first, &entry)?;
+    Ok(MsrSelection::choose(&target.system.msr_indices()?, first)?)
+}
+
+fn set_tsc_frequency(vcpus: &[KvmVcpu], guest: u32) -> Result<(), BuildError> {
+    for vcpu in vcpus {
+        let host = vcpu.tsc_khz()?;
+        let difference = u64::from(host.abs_diff(guest)) * 1_000_000;
+        if guest != 0 && difference > u64::from(host) * TSC_TOLERANCE_PPM && vcpu.set_tsc_khz(guest).is_err()
+        {
+            return Err(BuildError::TscFrequency { guest, host });
+        }
+    }
+    Ok(())
+}
+
+/// Interrupts in, notifications out, without an exit to user space.
+fn wire(vm: &KvmVm, devices: &DeviceTable) -> Result<(), VmError> {
+    for line in devices.irq_lines() {
+        vm.register_irqfd(line.event(), line.gsi())?;
+    }
+    for bell in devices.doorbells() {
+        vm.register_doorbell(&bell.event, bell.address, bell.queue)?;
+    }
+    Ok(())
+}
+
+/// Whose descriptor became ready.
+enum Token {
+    Requests,
+    Source(u32),
+    Watched(u32),
+}
+
+impl Token {
+    fn to_u64(&self) -> u64 {
+        match self {
+            Token::Requests => 0,
+            Token::Source(index) => 1 << 32 | u64::from(*index),
+            Token::Watched(id) => 2 << 32 | u64::from(*id),
+        }
+    }
+
+    fn from_u64(value: u64) -> Self {
+        let low = u32::try_from(value & u64::from(u32::MAX)).unwrap_or(u32::MAX);
+        match value >> 32 {
+            0 => Token::Requests,
+            1 => Token::Source(low),
+            _ => Token::Watched(low),
+        }
+    }
+}
+
+fn event_loop(devices: &DeviceTable, requests: &RequestLine) -> io::Result<(Epoll, Vec<EventToken>)> {
+    let epoll = Epoll::new()?;
+    add(&epoll, requests.event().as_raw_fd(), Token::Requests)?;
+    let mut tokens = Vec::new();
+    for (index, (fd, token)) in (0u32..).zip(devices.event_sources()) {
+        add(&epoll, fd, Token::Source(index))?;
+        tokens.push(token);
+    }
+    Ok((epoll, tokens))
+}
+
+fn add(epoll: &Epoll, fd: RawFd, token: Token) -> io::Result<()> {
+    epoll.ctl(ControlOperation::Add, fd, EpollEvent::new(EventSet::IN, token.to_u64()))
+}
+
+/// Time until `deadline`, rounded up so that a wait never ends just before it; -1 without one.
+fn milliseconds(deadline: Option<Instant>) -> i32 {
+    let Some(at) = deadline else { return -1 };
+    let left = at.saturating_duration_since(Instant::now());
+    i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+}

@@ -1,0 +1,103 @@
+//! A machine's saved state, taken from a bundle as a whole before anything of it is applied.
+
+use kvm_bindings::{kvm_clock_data, kvm_irqchip};
+use snapshot_format::sections::{MachineState, RegionState, VcpuState, VmState};
+use snapshot_format::state::{DecodeError, Reader};
+
+use crate::devices::DeviceStates;
+use crate::memory::layout;
+use crate::vcpu::{AbiError, from_blob};
+
+use super::machine::Shape;
+
+/// Why a saved state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SavedError {
+    /// The state file is damaged or not for this version.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// A KVM structure in it has another length.
+    #[error(transparent)]
+    Abi(#[from] AbiError),
+    /// State and manifest describe different machines.
+    #[error(
+        "The saved state has {found}, the manifest says {expected}; the bundle's files do not belong together"
+    )]
+    Shape {
+        /// What the state says.
+        found: String,
+        /// What the manifest says.
+        expected: String,
+    },
+}
+
+/// Everything a restore applies.
+#[derive(Debug)]
+pub struct SavedMachine {
+    pub(super) machine: MachineState,
+    pub(super) clock: kvm_clock_data,
+    pub(super) irqchips: [kvm_irqchip; 3],
+    pub(super) vcpus: Vec<VcpuState>,
+    pub(super) devices: DeviceStates,
+}
+
+impl SavedMachine {
+    /// Takes every section out of `reader` and checks them against the machine's `shape`; a required section that
+    /// nobody takes is an error.
+    ///
+    /// # Errors
+    /// See [`SavedError`].
+    pub fn take(mut reader: Reader, shape: &Shape) -> Result<Self, SavedError> {
+        let machine: MachineState = reader.take(0)?;
+        check_shape(&machine, shape)?;
+        let vm: VmState = reader.take(0)?;
+        let vcpus = (0..shape.vcpus).map(|index| reader.take(index)).collect::<Result<Vec<_>, _>>()?;
+        let devices = DeviceStates::take(&mut reader)?;
+        reader.finish()?;
+        let irqchips = [
+            from_blob("PIC", &vm.pic_master)?,
+            from_blob("PIC", &vm.pic_slave)?,
+            from_blob("I/O APIC", &vm.ioapic)?,
+        ];
+        Ok(SavedMachine { machine, clock: from_blob("clock", &vm.clock)?, irqchips, vcpus, devices })
+    }
+}
+
+fn check_shape(machine: &MachineState, shape: &Shape) -> Result<(), SavedError> {
+    if machine.vcpus != shape.vcpus {
+        let (found, expected) = (format!("{} vCPUs", machine.vcpus), shape.vcpus.to_string());
+        return Err(SavedError::Shape { found, expected });
+    }
+    if machine.regions != regions(shape.memory_bytes) {
+        let found = format!("{} bytes of memory in {} regions", total(machine), machine.regions.len());
+        return Err(SavedError::Shape { found, expected: format!("{} bytes", shape.memory_bytes) });
+    }
+    Ok(())
+}
+
+fn total(machine: &MachineState) -> u64 {
+    machine.regions.iter().fold(0, |sum, region| sum.saturating_add(region.len))
+}
+
+/// The layout as it is saved.
+pub(super) fn regions(bytes: u64) -> Vec<RegionState> {
+    layout::regions(bytes)
+        .iter()
+        .map(|r| RegionState { start: r.start, len: r.len, file_offset: r.file_offset })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_of_another_shape_is_refused() {
+        let shape = Shape { memory_bytes: 64 << 20, vcpus: 1 };
+        let good = MachineState { vcpus: 1, regions: regions(64 << 20), tsc_khz: 0 };
+        assert!(check_shape(&good, &shape).is_ok());
+        assert!(check_shape(&MachineState { vcpus: 2, ..good.clone() }, &shape).is_err());
+        let moved = RegionState { start: 4096, len: 64 << 20, file_offset: 0 };
+        assert!(check_shape(&MachineState { regions: vec![moved], ..good }, &shape).is_err());
+    }
+}
