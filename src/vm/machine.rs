@@ -7,7 +7,7 @@ use std::time::Instant;
 use snapshot_format::state::FormatVersion;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::boot::{BootError, EntryPoint};
+use crate::boot::EntryPoint;
 use crate::bus::{Request, RequestLine};
 use crate::devices::{
     ControlStream, DeviceError, DeviceSetup, DeviceStates, DeviceTable, EventToken, VirtioWindow,
@@ -19,6 +19,7 @@ use crate::vcpu::{self, Buses, MsrSelection, ThreadError, VcpuThread};
 use super::capture::{self, CaptureError, Parts};
 use super::lifecycle::{Action, Event, State};
 use super::saved::SavedMachine;
+use super::start::LoadError;
 
 /// What a machine is made of, apart from its devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +31,7 @@ pub struct Shape {
 }
 
 /// Loads a kernel into guest memory, given where the devices are.
-pub type Loader<'a> = &'a dyn Fn(&GuestMemory, &[VirtioWindow]) -> Result<EntryPoint, BootError>;
+pub type Loader<'a> = &'a dyn Fn(&GuestMemory, &[VirtioWindow]) -> Result<EntryPoint, LoadError>;
 
 /// Where memory content and state come from. Nothing else tells a boot from a restore.
 pub enum Origin<'a> {
@@ -76,7 +77,7 @@ pub enum BuildError {
     Device(#[from] DeviceError),
     /// The kernel could not be loaded.
     #[error("Cannot load the kernel")]
-    Boot(#[from] BootError),
+    Load(#[from] LoadError),
     /// A vCPU refused its state.
     #[error(transparent)]
     Vcpu(#[from] vcpu::VcpuError),

@@ -4,11 +4,15 @@
 //! uses every other but `cli`.
 
 mod capture;
+mod drive;
 mod lifecycle;
 mod machine;
 mod saved;
+mod start;
 
 pub use capture::CaptureError;
+pub use drive::{Drive, DriveError, Happening};
 pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
 pub use saved::{SavedError, SavedMachine};
+pub use start::{ColdStart, Image, LoadError, StartError, boot, restore};

@@ -1,0 +1,170 @@
+//! Moves bytes between a conversation and the guest's control stream, and tells what happens, one thing at a time.
+
+use std::time::Instant;
+
+use crate::bus::Request;
+use crate::function::{Conversation, Notice, SessionError};
+
+use super::machine::{Machine, RunError, Wake};
+
+/// Why a conversation with a guest broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    /// The machine failed.
+    #[error(transparent)]
+    Machine(#[from] RunError),
+    /// What the guest said was not allowed, or came too late.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The guest powered off.
+    #[error("The guest powered off while {waiting_for} was awaited")]
+    PoweredOff {
+        /// What the host waited for.
+        waiting_for: &'static str,
+    },
+    /// The guest reset itself.
+    #[error("The guest reset while {waiting_for} was awaited; see its console with --console")]
+    Reset {
+        /// What the host waited for.
+        waiting_for: &'static str,
+    },
+    /// The guest cannot go on.
+    #[error("The guest broke while {waiting_for} was awaited")]
+    Broken {
+        /// What the host waited for.
+        waiting_for: &'static str,
+        /// Why.
+        #[source]
+        source: RunError,
+    },
+    /// The agent closed its control stream.
+    #[error("The guest agent closed its control stream while {waiting_for} was awaited")]
+    Closed {
+        /// What the host waited for.
+        waiting_for: &'static str,
+    },
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Happening {
+    /// The guest said something.
+    Notice(Notice),
+    /// A descriptor given to [`Machine::watch`] is ready.
+    Watched(u32),
+}
+
+/// A machine and the conversation with its guest.
+#[derive(Debug)]
+pub struct Drive<'a> {
+    machine: &'a mut Machine,
+    conversation: &'a mut Conversation,
+    buffer: Vec<u8>,
+    was_open: bool,
+}
+
+impl<'a> Drive<'a> {
+    /// Joins the two.
+    pub fn new(machine: &'a mut Machine, conversation: &'a mut Conversation) -> Self {
+        Drive { machine, conversation, buffer: Vec::new(), was_open: false }
+    }
+
+    /// The machine, between two happenings.
+    pub fn machine(&mut self) -> &mut Machine {
+        self.machine
+    }
+
+    /// The conversation, between two happenings.
+    pub fn conversation(&mut self) -> &mut Conversation {
+        self.conversation
+    }
+
+    /// Lets the guest run until something happens.
+    ///
+    /// # Errors
+    /// The guest failed, misspoke or ended, or `deadline` passed.
+    pub fn next(&mut self, deadline: Option<Instant>) -> Result<Happening, DriveError> {
+        loop {
+            if let Some(notice) = self.conversation.next_notice() {
+                return Ok(Happening::Notice(notice));
+            }
+            if self.exchange()? {
+                continue;
+            }
+            for wake in self.machine.wait(deadline)? {
+                match wake {
+                    Wake::Devices => {}
+                    Wake::Guest(request) => self.heed(request)?,
+                    Wake::Watched(id) => return Ok(Happening::Watched(id)),
+                    Wake::Timeout => return Err(self.conversation.time_out().into()),
+                }
+            }
+        }
+    }
+
+    /// Moves what can be moved; false when nothing could. Also done before the first instruction of a restored guest,
+    /// so that it finds its restore message waiting.
+    ///
+    /// # Errors
+    /// The guest misspoke or hung up.
+    pub fn exchange(&mut self) -> Result<bool, DriveError> {
+        let Some(control) = self.machine.control() else { return Ok(false) };
+        let mut moved = false;
+        loop {
+            let output = self.conversation.output();
+            let sent = if output.is_empty() { 0 } else { control.write(output) };
+            if sent == 0 {
+                break;
+            }
+            self.conversation.consume_output(sent);
+            moved = true;
+        }
+        self.buffer.clear();
+        moved |= control.read_into(&mut self.buffer) > 0;
+        let is_open = control.is_open();
+        let closed = self.was_open && !is_open;
+        self.was_open = is_open;
+        self.conversation.receive(&self.buffer)?;
+        if closed && !moved && self.conversation.waiting_for().is_some() {
+            return Err(DriveError::Closed { waiting_for: self.waiting_for() });
+        }
+        Ok(moved)
+    }
+
+    fn heed(&mut self, request: Request) -> Result<(), DriveError> {
+        // What the guest said before it asked belongs before the answer to the request.
+        while self.exchange()? {}
+        let waiting_for = self.waiting_for();
+        match request {
+            Request::PowerOff => Err(DriveError::PoweredOff { waiting_for }),
+            Request::Reset => Err(DriveError::Reset { waiting_for }),
+            Request::Broken => Err(DriveError::Broken { waiting_for, source: self.machine.guest_ended() }),
+            Request::Warm => {
+                if let Conversation::Port(port) = self.conversation {
+                    port.warm();
+                }
+                Ok(())
+            }
+            Request::Done => {
+                let exit_code = self.machine.devices().port_exit_code().unwrap_or_default();
+                if let Conversation::Port(port) = self.conversation {
+                    port.done(exit_code);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Lets a small guest run on from its warm point, where the vCPU that announced it stands still: a freeze collects
+    /// that, and its guard's end lets the guest run again.
+    ///
+    /// # Errors
+    /// A vCPU is gone.
+    pub fn release(&mut self) -> Result<(), DriveError> {
+        Ok(drop(self.machine.freeze()?))
+    }
+
+    fn waiting_for(&self) -> &'static str {
+        self.conversation.waiting_for().unwrap_or("nothing")
+    }
+}

@@ -1,0 +1,154 @@
+//! The two ways a machine starts, as plans for the one constructor.
+
+use std::fs::File;
+use std::io::{self, Write};
+
+use crate::boot::{BootError, BootMachine, EntryPoint, Kernel, SmallGuest, SmallGuestError, VirtioDevice};
+use crate::bundle::{Bundle, OpenError};
+use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, VirtioWindow};
+use crate::memory::{self, GuestMemory, MapError};
+
+use super::machine::{BuildError, Machine, Origin, Plan, Shape};
+use super::saved::{SavedError, SavedMachine};
+
+/// The guest's context id on its vsock; every clone has the same, its device is its own.
+const GUEST_CID: u64 = 3;
+
+/// Why a machine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A file of the bundle is missing, damaged or of a wrong length.
+    #[error(transparent)]
+    Bundle(#[from] OpenError),
+    /// The saved state cannot be used.
+    #[error("The bundle's state cannot be used")]
+    Saved(#[from] SavedError),
+    /// Guest memory could not be mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The machine could not be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// No room for what a clone writes to a drive.
+    #[error("Cannot make the private copy of drive {id}")]
+    Delta {
+        /// The drive.
+        id: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Restores a clone from `bundle`. No guest instruction has run yet.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn restore(bundle: &Bundle, console: Box<dyn Write + Send>) -> Result<Machine, StartError> {
+    let manifest = bundle.manifest();
+    let shape = Shape { memory_bytes: manifest.machine.memory_bytes, vcpus: manifest.machine.vcpus };
+    let saved = SavedMachine::take(bundle.state()?, &shape)?;
+    let memory = memory::copy_on_write(&bundle.memory()?, shape.memory_bytes)?;
+    let devices = setup(is_port(bundle), clone_drives(bundle)?, console);
+    Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Saved(Box::new(saved)) })?)
+}
+
+fn is_port(bundle: &Bundle) -> bool {
+    bundle.manifest().function.interface == snapshot_format::manifest::Interface::Port
+}
+
+/// Each drive of the bundle, writable ones behind a private copy that nobody else can see.
+fn clone_drives(bundle: &Bundle) -> Result<Vec<DriveSetup>, StartError> {
+    let drive = |drive: &snapshot_format::manifest::Drive| {
+        let base = bundle.drive(&drive.id)?;
+        let backing = if drive.read_only {
+            DriveBacking::ReadOnly(base)
+        } else {
+            let delta = private_file().map_err(|source| StartError::Delta { id: drive.id.clone(), source })?;
+            DriveBacking::CopyOnWrite { base, delta }
+        };
+        Ok(DriveSetup { id: drive.id.clone(), backing })
+    };
+    bundle.manifest().drives.iter().map(drive).collect()
+}
+
+/// A file without a name: it is gone with the machine, however that ends.
+fn private_file() -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+fn setup(port: bool, drives: Vec<DriveSetup>, console: Box<dyn Write + Send>) -> DeviceSetup {
+    DeviceSetup { drives, vsock_cid: (!port).then_some(GUEST_CID), rng: !port, port, console }
+}
+
+/// What a cold start loads.
+#[derive(Debug)]
+pub enum Image {
+    /// A Linux kernel, with the initramfs that holds the agent.
+    Linux {
+        /// bzImage or ELF.
+        kernel: Kernel,
+        /// cpio archive.
+        initramfs: Vec<u8>,
+    },
+    /// A guest without Linux.
+    Small(SmallGuest),
+}
+
+/// What a cold start needs.
+#[derive(Debug)]
+pub struct ColdStart {
+    /// Memory and vCPUs.
+    pub shape: Shape,
+    /// What runs.
+    pub image: Image,
+    /// Kernel command line.
+    pub command_line: String,
+    /// Drives, `root` first.
+    pub drives: Vec<DriveSetup>,
+    /// Where the guest's serial output goes.
+    pub console: Box<dyn Write + Send>,
+}
+
+
+/// Builds a machine that boots. No guest instruction has run yet.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn boot(start: ColdStart) -> Result<Machine, StartError> {
+    let ColdStart { shape, image, command_line, drives, console } = start;
+    let memory = memory::anonymous(shape.memory_bytes)?;
+    let devices = setup(matches!(image, Image::Small(_)), drives, console);
+    let load = |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
+    Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Cold(&load) })?)
+}
+
+/// Why an image could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// A Linux kernel.
+    #[error(transparent)]
+    Linux(#[from] BootError),
+    /// A small guest.
+    #[error(transparent)]
+    Small(#[from] SmallGuestError),
+}
+
+impl Image {
+    fn load(&self, memory: &GuestMemory, line: &str, shape: Shape, windows: &[VirtioWindow]) -> Result<EntryPoint, LoadError> {
+        match self {
+            Image::Small(guest) => Ok(guest.load(memory, line)?),
+            Image::Linux { kernel, initramfs } => {
+                let machine = BootMachine {
+                    vcpus: shape.vcpus,
+                    memory_bytes: shape.memory_bytes,
+                    virtio: windows.iter().map(|w| VirtioDevice { base: w.base, len: w.len, gsi: w.gsi }).collect(),
+                    serial: true,
+                };
+                Ok(crate::boot::load(memory, kernel, Some(initramfs), line, &machine)?)
+            }
+        }
+    }
+}
