@@ -1,0 +1,174 @@
+//! The read-only disk of the emulated host: the product, what guests are made of, and the tests.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::build::{Product, TestBinary};
+use crate::image;
+use crate::process::{self, command};
+use crate::progress::step;
+use crate::setup::Guest;
+use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
+
+/// Programs of the development machine that Ember or its tests call; their libraries come along.
+const PROGRAMS: [&str; 7] = ["mke2fs", "debugfs", "e2fsck", "dumpe2fs", "resize2fs", "umoci", "skopeo"];
+
+/// What the payload is made of.
+#[derive(Debug)]
+pub struct Contents {
+    pub guest: Guest,
+    pub product: Product,
+    /// A directory of ELF files.
+    pub small_guests: PathBuf,
+    pub tests: Vec<TestBinary>,
+}
+
+/// Makes the disk unless nothing has changed, and returns its path.
+pub fn prepare(workspace: &Workspace, contents: &Contents) -> Result<PathBuf> {
+    let files = list(workspace, contents)?;
+    let image = workspace.target("rig/payload.ext4");
+    let stamp = workspace.target("rig/payload.stamp");
+    let state = state_of(&files)?;
+    if image.exists() && std::fs::read_to_string(&stamp).is_ok_and(|old| old == state) {
+        return Ok(image);
+    }
+    step("Packing the emulated host's disk", || {
+        let tree = workspace.target("rig/payload");
+        make_empty_dir(&tree)?;
+        files.iter().try_for_each(|file| place(&file.from, &tree.join(&file.to)))?;
+        image::of_directory(&tree, &image)
+    })?;
+    write(&stamp, state)?;
+    Ok(image)
+}
+
+/// The variables by which tests and benches find things on the disk.
+pub fn environment(contents: &Contents) -> Vec<(&'static str, String)> {
+    let on_disk = |path: &str| format!("/ember/{path}");
+    vec![
+        ("EMBER_BIN", on_disk("bin/ember")),
+        ("EMBER_AGENT", on_disk("bin/ember-agent")),
+        ("EMBER_KERNEL", on_disk("guest/vmlinuz")),
+        ("EMBER_MODULES", on_disk(&format!("guest/lib/modules/{}", contents.guest.release))),
+        ("EMBER_ROOT_PYTHON", on_disk("guest/python-root.ext4")),
+        ("EMBER_EXAMPLES", on_disk("examples")),
+        ("EMBER_GOLDENS", on_disk("goldens")),
+        ("EMBER_SMALL_GUESTS", on_disk("small-guests")),
+        ("EMBER_BUNDLES", "/cache/bundles".to_owned()),
+        ("EMBER_WHERE", "rig".to_owned()),
+    ]
+}
+
+/// A file or directory and its place on the disk.
+struct Placed {
+    from: PathBuf,
+    to: PathBuf,
+}
+
+fn list(workspace: &Workspace, contents: &Contents) -> Result<Vec<Placed>> {
+    let guest = &contents.guest;
+    let mut files = Vec::new();
+    let mut add = |from: &Path, to: &str| files.push(Placed { from: from.to_owned(), to: to.into() });
+    add(&contents.product.ember, "bin/ember");
+    add(&contents.product.agent, "bin/ember-agent");
+    add(&guest.kernel, "guest/vmlinuz");
+    add(&guest.modules, &format!("guest/lib/modules/{}", guest.release));
+    add(&guest.python_image, "guest/python-root.ext4");
+    add(&contents.small_guests, "small-guests");
+    for test in &contents.tests {
+        add(&test.path, &format!("tests/{}", test.name));
+    }
+    for (from, to) in
+        [("examples", "examples"), ("benches", "benches"), ("snapshot-format/tests/goldens", "goldens")]
+    {
+        let from = workspace.path(from);
+        if from.exists() {
+            add(&from, to);
+        }
+    }
+    for file in programs_with_libraries()? {
+        files
+            .push(Placed { to: Path::new("host").join(file.strip_prefix("/").unwrap_or(&file)), from: file });
+    }
+    Ok(files)
+}
+
+fn programs_with_libraries() -> Result<BTreeSet<PathBuf>> {
+    let mut files = BTreeSet::new();
+    for program in PROGRAMS {
+        let path = process::find(program).with_context(|| format!("{program} is not installed"))?;
+        // ldd fails on a static program, which needs nothing.
+        let libraries = process::read(command("ldd").arg(&path)).unwrap_or_default();
+        files.extend(libraries_of(&libraries));
+        files.insert(path);
+    }
+    Ok(files)
+}
+
+/// The files in ldd's answer: `libc.so.6 => /lib/libc.so.6 (0x7f)` and the loader, which has a path only.
+fn libraries_of(ldd: &str) -> impl Iterator<Item = PathBuf> {
+    ldd.lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
+        .map(PathBuf::from)
+}
+
+/// Puts a copy into the tree: a hard link where the file system allows it, with symbolic links at the top followed.
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let from = from.canonicalize().with_context(|| format!("Cannot find {}", from.display()))?;
+    if let Some(parent) = to.parent() {
+        make_dir(parent)?;
+    }
+    let copy = |option: &str| process::quiet(command("cp").args(["-a", option, "--"]).arg(&from).arg(to));
+    copy("--link").or_else(|_| copy("--sparse=always"))
+}
+
+/// Paths, lengths and times of everything that goes in.
+fn state_of(files: &[Placed]) -> Result<String> {
+    let mut state = String::new();
+    for file in files {
+        describe(&file.from, &file.to, &mut state)?;
+    }
+    Ok(state)
+}
+
+fn describe(path: &Path, to: &Path, state: &mut String) -> Result<()> {
+    let metadata = path.metadata().with_context(|| format!("Cannot read {}", path.display()))?;
+    if metadata.is_dir() {
+        let mut entries: Vec<_> = path.read_dir()?.collect::<std::io::Result<_>>()?;
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        return entries
+            .iter()
+            .try_for_each(|entry| describe(&entry.path(), &to.join(entry.file_name()), state));
+    }
+    let time = (metadata.mtime(), metadata.mtime_nsec());
+    writeln!(state, "{} {} {}.{:09}", to.display(), metadata.len(), time.0, time.1)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libraries_and_loader_are_found_in_the_answer_of_ldd() {
+        let text =
+            "\tlinux-vdso.so.1 (0x7ffc)\n\tlibc.so.6 => /lib/libc.so.6 (0x7f00)\n\t/lib64/ld.so.2 (0x7f01)\n";
+        let found: Vec<PathBuf> = libraries_of(text).collect();
+        assert_eq!(found, [PathBuf::from("/lib/libc.so.6"), PathBuf::from("/lib64/ld.so.2")]);
+    }
+
+    #[test]
+    fn a_changed_length_changes_the_state() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        let files = [Placed { from: dir.path().to_owned(), to: "x".into() }];
+        std::fs::write(&file, "one").unwrap();
+        let before = state_of(&files).unwrap();
+        std::fs::write(&file, "three").unwrap();
+        assert_ne!(before, state_of(&files).unwrap());
+    }
+}
