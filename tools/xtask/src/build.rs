@@ -8,7 +8,8 @@ use serde_json::Value;
 
 use crate::process;
 use crate::progress::step;
-use crate::workspace::{Workspace, make_empty_dir};
+use crate::tree;
+use crate::workspace::{Workspace, make_empty_dir, write};
 
 /// An explicit target keeps the static C library away from build scripts and procedural macros.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -60,7 +61,11 @@ pub fn product(workspace: &Workspace, profile: Profile) -> Result<Product> {
 
 /// Compiles the small guests into a directory of their own.
 pub fn small_guests(workspace: &Workspace) -> Result<PathBuf> {
-    let dir = workspace.target("small-guests");
+    let (dir, stamp) = (workspace.target("small-guests"), workspace.target("small-guests.stamp"));
+    let sources = tree::state(&workspace.path("tools/small-guests"), Path::new(""))?;
+    if dir.exists() && std::fs::read_to_string(&stamp).is_ok_and(|old| old == sources) {
+        return Ok(dir);
+    }
     make_empty_dir(&dir)?;
     step("Building the small guests", || {
         let mut run = cargo(workspace);
@@ -73,11 +78,10 @@ pub fn small_guests(workspace: &Workspace) -> Result<PathBuf> {
             "small-guests",
             "--bin",
             "build-small-guests",
-            "--",
-        ])
-        .arg(&dir);
-        process::run(&mut run)
+        ]);
+        process::run(run.arg("--").arg(&dir))
     })?;
+    write(&stamp, sources)?;
     Ok(dir)
 }
 

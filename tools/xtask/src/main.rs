@@ -16,6 +16,7 @@ mod progress;
 mod rig;
 mod setup;
 mod test;
+mod tree;
 mod workspace;
 
 use std::process::ExitCode;

@@ -18,17 +18,23 @@ const TROUBLE: [&str; 12] = [
 
 /// The first line of a console that tells of an oops, a panic, a lockup or an exhausted memory.
 pub fn trouble(console: &str) -> Option<&str> {
-    console.lines().find(|line| TROUBLE.iter().any(|sign| line.contains(sign)))
+    console.lines().find(|line| is_trouble(line))
 }
 
-/// The end of a console, without the terminal's control characters.
-pub fn tail(console: &str, lines: usize) -> String {
-    let clean: Vec<String> = console
-        .lines()
-        .map(|line| line.chars().filter(|c| !c.is_control() || *c == '\t').collect())
-        .collect();
-    let start = clean.len().saturating_sub(lines);
-    clean.iter().skip(start).map(|line| format!("    | {line}\n")).collect()
+/// The lines around the trouble, or else the last ones, without the terminal's control characters.
+pub fn excerpt(console: &str, count: usize) -> String {
+    let lines: Vec<&str> = console.lines().collect();
+    let trouble = lines.iter().position(|line| is_trouble(line));
+    let start = trouble.map_or(lines.len().saturating_sub(count), |at| at.saturating_sub(count / 6));
+    lines.iter().skip(start).take(count).map(|line| format!("    | {}\n", printable(line))).collect()
+}
+
+fn is_trouble(line: &str) -> bool {
+    TROUBLE.iter().any(|sign| line.contains(sign))
+}
+
+fn printable(line: &str) -> String {
+    line.chars().filter(|c| !c.is_control() || *c == '\t').collect()
 }
 
 /// QEMU's own messages without those on processor features that its emulation lacks, which are harmless.
@@ -57,6 +63,13 @@ mod tests {
     #[test]
     fn an_ordinary_console_is_no_trouble() {
         assert_eq!(trouble("[    2.4] kvm_amd: Nested Paging enabled\n[    3.3] reboot: Power down\n"), None);
+    }
+
+    #[test]
+    fn the_excerpt_shows_the_trouble_and_not_the_end() {
+        let console = format!("{}Oops: here\n{}", "before\n".repeat(100), "after\n".repeat(100));
+        let excerpt = excerpt(&console, 12);
+        assert!(excerpt.contains("Oops: here") && excerpt.lines().count() == 12, "{excerpt}");
     }
 
     #[test]

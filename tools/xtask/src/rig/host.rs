@@ -136,6 +136,12 @@ impl RigHost {
         Ok(code)
     }
 
+    /// Removes what a job has left, console and output included.
+    pub fn forget(&self, job: &Job) -> Result<()> {
+        let dir = self.runs.join(&job.name);
+        std::fs::remove_dir_all(&dir).with_context(|| format!("Cannot remove {}", dir.display()))
+    }
+
     fn machine(&self, job: &Job, dir: &Path) -> Result<Machine> {
         let mut disks = vec![Disk { name: "payload", path: self.payload.clone(), writable: false }];
         disks.push(Disk { name: "job", path: self.job_disk(job, dir)?, writable: false });
@@ -170,6 +176,7 @@ impl RigHost {
         make_dir(&tree.join("in"))?;
         write(&tree.join("run"), &job.script)?;
         write(&tree.join("environment"), self.variables(job))?;
+        write(&tree.join("limit"), job.limit.as_secs().to_string())?;
         for (name, content) in &job.files {
             write(&tree.join(name), content)?;
         }
@@ -182,8 +189,7 @@ impl RigHost {
     }
 
     fn variables(&self, job: &Job) -> String {
-        let limit = ("RIG_LIMIT", job.limit.as_secs().to_string());
-        let all = self.environment.iter().chain(&job.environment).chain([&limit]);
+        let all = self.environment.iter().chain(&job.environment);
         all.map(|(name, value)| format!("export {name}={}\n", quote(value))).collect()
     }
 }
@@ -199,6 +205,9 @@ fn verdict(remains: &Remains, out_of_time: bool) -> Result<i32, String> {
     if let Some(line) = console::trouble(&remains.console) {
         return Err(format!("The emulated host is broken: {}", line.trim()));
     }
+    if remains.report.lines().any(|line| line == "late") {
+        return Err("The command was not done within its time and was killed".to_owned());
+    }
     let code = remains.report.lines().find_map(|line| line.strip_prefix("exit ")?.trim().parse().ok());
     match code {
         Some(code) => Ok(code),
@@ -211,7 +220,7 @@ fn verdict(remains: &Remains, out_of_time: bool) -> Result<i32, String> {
 
 fn report(reason: &str, remains: &Remains, dir: &Path) -> anyhow::Error {
     let messages = console::without_feature_warnings(&remains.messages);
-    let console = console::tail(&remains.console, 60);
+    let console = console::excerpt(&remains.console, 60);
     anyhow!("{reason}\n{messages}{console}    (everything it said is in {})", dir.display())
 }
 
@@ -267,6 +276,11 @@ mod tests {
         assert!(
             verdict(&remains("[ 9.0] Oops: int3: 0000\n", "exit 0\n"), false).unwrap_err().contains("int3")
         );
+    }
+
+    #[test]
+    fn a_command_out_of_time_is_a_failure() {
+        assert!(verdict(&remains("", "late\nexit 137\n"), false).unwrap_err().contains("within its time"));
     }
 
     #[test]

@@ -69,7 +69,9 @@ pub fn run(workspace: &Workspace, arguments: &RigArguments) -> Result<ExitCode> 
         guest,
     };
     let host = RigHost::prepare(workspace, &contents)?;
-    let code = host.run(&job_of(arguments), &mut pass_on)?;
+    let job = job_of(arguments);
+    let code = host.run(&job, &mut pass_on)?;
+    host.forget(&job)?;
     Ok(ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)))
 }
 
