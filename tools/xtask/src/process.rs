@@ -32,6 +32,16 @@ pub fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&search_path()).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
+/// A command that is killed after a time, and when its parent ends, however that happens.
+pub fn guarded(program: &str, limit: Duration) -> Command {
+    let mut guarded = command("setpriv");
+    guarded
+        .args(["--pdeathsig", "KILL", "timeout", "--foreground", "--signal", "KILL"])
+        .arg(limit.as_secs().to_string())
+        .args(["setpriv", "--pdeathsig", "KILL", program]);
+    guarded
+}
+
 /// Runs a command whose output the user sees.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| cannot_start(command))?;

@@ -23,7 +23,7 @@ use crate::setup;
 use crate::workspace::Workspace;
 
 pub use host::{Cache, Job, RigHost};
-pub use payload::Contents;
+pub use payload::{Contents, content_key};
 pub use qemu::Stream;
 
 /// Memory of the emulated host unless asked otherwise.

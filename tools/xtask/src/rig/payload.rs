@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::build::{Product, TestBinary};
 use crate::process::{self, command};
 use crate::progress::step;
-use crate::setup::Guest;
+use crate::setup::{self, Guest};
 use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
 use crate::{image, tree};
 
@@ -60,6 +60,32 @@ pub fn environment(contents: &Contents) -> Vec<(&'static str, String)> {
         ("EMBER_BUNDLES", "/cache/bundles".to_owned()),
         ("EMBER_WHERE", "rig".to_owned()),
     ]
+}
+
+/// A short name for everything that baked bundles are made of: with another one they are baked again.
+pub fn content_key(workspace: &Workspace, contents: &Contents) -> Result<String> {
+    let (guest, product) = (&contents.guest, &contents.product);
+    let mut command = command("find");
+    command.args([
+        &product.ember,
+        &product.agent,
+        &guest.kernel,
+        &guest.python_image,
+        &contents.small_guests,
+    ]);
+    let examples = workspace.path("examples");
+    if examples.exists() {
+        command.arg(examples);
+    }
+    let mut sums: Vec<String> = process::read(command.args(["-type", "f", "-exec", "sha256sum", "{}", "+"]))?
+        .lines()
+        .filter_map(|line| line.split(' ').next())
+        .map(str::to_owned)
+        .collect();
+    sums.sort();
+    let mut key = setup::digest(&sums.concat());
+    key.truncate(16);
+    Ok(key)
 }
 
 /// A file or directory and its place on the disk.

@@ -4,13 +4,13 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::process::command;
+use crate::process;
 
 /// Where the job's output comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,7 +89,7 @@ impl Machine {
         let messages = self.dir.join("messages");
         let file =
             File::create(&messages).with_context(|| format!("Cannot create {}", messages.display()))?;
-        guarded("qemu-system-x86_64", self.limit)
+        process::guarded("qemu-system-x86_64", self.limit)
             .args(self.arguments())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -132,16 +132,6 @@ impl Machine {
     fn port(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
-}
-
-/// A command that is killed after a time, and when its parent ends, however that happens.
-fn guarded(program: &str, limit: Duration) -> Command {
-    let mut guarded = command("setpriv");
-    guarded
-        .args(["--pdeathsig", "KILL", "timeout", "--foreground", "--signal", "KILL"])
-        .arg(limit.as_secs().to_string())
-        .args(["setpriv", "--pdeathsig", "KILL", program]);
-    guarded
 }
 
 /// A path inside one of QEMU's option lists, where a comma is written twice.

@@ -8,6 +8,8 @@ mod kernel;
 mod python;
 mod stamp;
 
+pub use stamp::digest;
+
 use std::fs::File;
 use std::path::PathBuf;
 
