@@ -5,9 +5,11 @@
 // UNSAFE: mapping files and asking for residency are contracts with the kernel that the compiler cannot see.
 #![allow(unsafe_code)]
 
+mod lazy;
 pub mod layout;
 mod mapping;
 
+pub use lazy::{LazyError, lazy_paging};
 pub use mapping::{MapError, anonymous, copy_on_write, visit_touched};
 pub use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 

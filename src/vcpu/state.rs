@@ -85,7 +85,7 @@ pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
     let xcrs = from_blob("extended control registers", &state.xcrs)?;
     let debugregs = from_blob("debug registers", &state.debugregs)?;
     let lapic = from_blob("local APIC", &state.lapic)?;
-    let msrs = list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?;
+    let msrs = settable(list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?);
     let events = from_blob("pending events", &state.events)?;
 
     let set_all = || -> Result<(), VmError> {
@@ -108,6 +108,15 @@ pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
         vcpu.clock_was_stopped()
     };
     set_all().map_err(|source| VcpuError::Kvm { verb: "restore", index: state.index, source })
+}
+
+/// IA32_DEBUGCTL. A host without virtualised branch records complains about every write to it in its log, even of the 0
+/// that a fresh vCPU has.
+const DEBUGCTL: u32 = 0x1d9;
+
+fn settable(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
+    msrs.retain(|msr| msr.index != DEBUGCTL || msr.data != 0);
+    msrs
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Moves bytes between a conversation and the guest's control stream, and tells what happens, one thing at a time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::bus::Request;
 use crate::function::{Conversation, Notice, SessionError};
@@ -153,6 +153,31 @@ impl<'a> Drive<'a> {
                 Ok(())
             }
         }
+    }
+
+    /// Lets the guest run.
+    ///
+    /// # Errors
+    /// The guest has ended.
+    pub fn run(&mut self) -> Result<(), DriveError> {
+        Ok(self.machine.run()?)
+    }
+
+    /// Lets the guest go on alone for `duration`, so that it comes to rest.
+    ///
+    /// # Errors
+    /// The guest failed or ended.
+    pub fn settle(&mut self, duration: Duration) -> Result<(), DriveError> {
+        let end = Instant::now() + duration;
+        while Instant::now() < end {
+            while self.exchange()? {}
+            for wake in self.machine.wait(Some(end))? {
+                if let Wake::Guest(request) = wake {
+                    self.heed(request)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Lets a small guest run on from its warm point, where the vCPU that announced it stands still: a freeze collects

@@ -20,6 +20,7 @@ use super::capture::{self, CaptureError, Parts};
 use super::lifecycle::{Action, Event, State};
 use super::saved::SavedMachine;
 use super::start::LoadError;
+use super::timeline::Timeline;
 
 /// What a machine is made of, apart from its devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub struct Plan<'a> {
     pub devices: DeviceSetup,
     /// Boot or restore.
     pub origin: Origin<'a>,
+    /// Where the phases of the construction are marked.
+    pub timeline: &'a mut Timeline,
 }
 
 /// Why a machine could not be built.
@@ -162,20 +165,25 @@ impl Machine {
     /// # Errors
     /// See [`BuildError`]; nothing of a half-built machine is left.
     pub fn build(plan: Plan<'_>) -> Result<Self, BuildError> {
-        let Plan { shape, memory, devices, origin } = plan;
+        let Plan { shape, memory, devices, origin, timeline } = plan;
         let requests = RequestLine::new().map_err(BuildError::Events)?;
         install_kick_handler()?;
         let system = System::open()?;
         let vm = system.create_vm()?;
+        timeline.mark("create VM");
         // Before the irqchip: afterwards each slot waits for an SRCU grace period (8 ms on Linux 6.18).
         vm.set_memory(&memory)?;
+        timeline.mark("memory slots");
         vm.set_tss_address(layout::KVM_TSS_ADDR)?;
         // Before the vCPUs, whose local APICs it makes. It brings the default routes in one batch; no PIT.
         vm.create_irqchip()?;
+        timeline.mark("irqchip");
         let (start, device_states) = Start::new(origin);
         let devices = DeviceTable::new(devices, memory.clone(), requests.clone(), device_states)?;
         wire(&vm, &devices)?;
+        timeline.mark("devices");
         let vcpus = (0..shape.vcpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+        timeline.mark("create vCPUs");
         let msrs = start.apply(&Target {
             system: &system,
             vm: &vm,
@@ -183,6 +191,7 @@ impl Machine {
             memory: &memory,
             devices: &devices,
         })?;
+        timeline.mark("vCPU state");
         let tsc_khz = vcpus.first().map_or(Ok(0), KvmVcpu::tsc_khz)?;
         let buses = Buses { pio: devices.pio(), mmio: devices.mmio(), requests: requests.clone() };
         let vcpus = (0u32..)
@@ -191,6 +200,7 @@ impl Machine {
             .collect::<Result<Vec<_>, _>>()?;
         let (epoll, sources) = event_loop(&devices, &requests).map_err(BuildError::Events)?;
         let state = State::Ready;
+        timeline.mark("threads");
         Ok(Machine { shape, state, tsc_khz, msrs, vcpus, devices, vm, memory, requests, epoll, sources })
     }
 

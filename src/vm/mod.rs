@@ -9,6 +9,7 @@ mod lifecycle;
 mod machine;
 mod saved;
 mod start;
+mod timeline;
 
 pub use capture::CaptureError;
 pub use drive::{Drive, DriveError, Happening};
@@ -16,3 +17,4 @@ pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
 pub use saved::{SavedError, SavedMachine};
 pub use start::{ColdStart, Image, LoadError, StartError, boot, restore};
+pub use timeline::Timeline;

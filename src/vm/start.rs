@@ -10,6 +10,7 @@ use crate::memory::{self, GuestMemory, MapError};
 
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
 use super::saved::{SavedError, SavedMachine};
+use super::timeline::Timeline;
 
 /// The guest's context id on its vsock; every clone has the same, its device is its own.
 const GUEST_CID: u64 = 3;
@@ -29,6 +30,9 @@ pub enum StartError {
     /// The machine could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The bundle's kernel cannot be booted.
+    #[error("The bundle's kernel cannot be booted")]
+    Load(#[from] LoadError),
     /// No room for what a clone writes to a drive.
     #[error("Cannot make the private copy of drive {id}")]
     Delta {
@@ -44,13 +48,20 @@ pub enum StartError {
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn restore(bundle: &Bundle, console: Box<dyn Write + Send>) -> Result<Machine, StartError> {
+pub fn restore(
+    bundle: &Bundle,
+    console: Box<dyn Write + Send>,
+    timeline: &mut Timeline,
+) -> Result<Machine, StartError> {
     let manifest = bundle.manifest();
     let shape = Shape { memory_bytes: manifest.machine.memory_bytes, vcpus: manifest.machine.vcpus };
     let saved = SavedMachine::take(bundle.state()?, &shape)?;
+    timeline.mark("read state");
     let memory = memory::copy_on_write(&bundle.memory()?, shape.memory_bytes)?;
     let devices = setup(is_port(bundle), clone_drives(bundle)?, console);
-    Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Saved(Box::new(saved)) })?)
+    timeline.mark("map memory");
+    let origin = Origin::Saved(Box::new(saved));
+    Ok(Machine::build(Plan { shape, memory, devices, origin, timeline })?)
 }
 
 fn is_port(bundle: &Bundle) -> bool {
@@ -81,6 +92,33 @@ fn private_file() -> io::Result<File> {
 
 fn setup(port: bool, drives: Vec<DriveSetup>, console: Box<dyn Write + Send>) -> DeviceSetup {
     DeviceSetup { drives, vsock_cid: (!port).then_some(GUEST_CID), rng: !port, port, console }
+}
+
+/// Boots the bundle's kernel with the bundle's root again, as the bake did.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn boot_again(
+    bundle: &Bundle,
+    console: Box<dyn Write + Send>,
+    timeline: &mut Timeline,
+) -> Result<Machine, StartError> {
+    let machine = &bundle.manifest().machine;
+    let image = if is_port(bundle) {
+        Image::Small(SmallGuest::from_bytes(bundle.kernel()?).map_err(LoadError::from)?)
+    } else {
+        let kernel = Kernel::from_bytes(bundle.kernel()?).map_err(LoadError::from)?;
+        Image::Linux { kernel, initramfs: bundle.initramfs()? }
+    };
+    let start = ColdStart {
+        shape: Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus },
+        image,
+        command_line: machine.kernel_cmdline.clone(),
+        drives: clone_drives(bundle)?,
+        console,
+    };
+    timeline.mark("read kernel");
+    boot(start, timeline)
 }
 
 /// What a cold start loads.
@@ -117,12 +155,13 @@ pub struct ColdStart {
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn boot(start: ColdStart) -> Result<Machine, StartError> {
+pub fn boot(start: ColdStart, timeline: &mut Timeline) -> Result<Machine, StartError> {
     let ColdStart { shape, image, command_line, drives, console } = start;
     let memory = memory::anonymous(shape.memory_bytes)?;
     let devices = setup(matches!(image, Image::Small(_)), drives, console);
     let load = |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
-    Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Cold(&load) })?)
+    timeline.mark("map memory");
+    Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Cold(&load), timeline })?)
 }
 
 /// Why an image could not be loaded.
