@@ -31,7 +31,6 @@ enum {
     IRQCHIPS = 3,         /* two PICs, one I/O APIC */
 
     PORT_CONTROL = 0xe4, /* of the port interface (docs/port-interface.md) */
-    COMMAND_WARM = 1,
     KVM_TSS_ADDRESS = 0xfffbd000,
 };
 
@@ -81,7 +80,7 @@ struct state {
 };
 
 struct machine {
-    int kvm, vm, vcpu;
+    int kvm, vm, vcpu; /* descriptors */
     uint8_t *ram;
     struct kvm_run *run;
 };
@@ -206,8 +205,8 @@ static void write_page_tables(const struct machine *machine)
         store64(machine, DIRECTORIES + 8 * page, page << 21 | page_2m | present_write_user);
 }
 
-/* What IN and OUT of a program at privilege level 3 are checked against: a clear bit allows a port, and the byte behind
- * the last bit must be all ones (Intel SDM volume 1, 19.5.2). */
+/* The I/O permission bitmap: a clear bit allows a port to privilege level 3, and the byte behind the last bit must be all
+ * ones (Intel SDM volume 1, 19.5.2). `enter` also gives I/O privilege level 3; docs/port-interface.md says why both. */
 static void write_tss(const struct machine *machine)
 {
     store16(machine, TSS + 102, IO_BITMAP);
@@ -232,7 +231,7 @@ static void enter(const struct machine *machine)
     const struct kvm_segment tss = {
         .base = TSS, .limit = TSS_LIMIT, .selector = TSS_SELECTOR, .type = 0xb, .present = 1,
     };
-    struct kvm_regs regs = { .rip = IMAGE, .rsp = STACK_TOP, .rflags = 0x2 };
+    struct kvm_regs regs = { .rip = IMAGE, .rsp = STACK_TOP, .rflags = 0x3002 }; /* I/O privilege level 3 */
     struct kvm_sregs sregs;
 
     CALL(machine->vcpu, KVM_GET_SREGS, &sregs);
@@ -279,7 +278,7 @@ static void save(const struct machine *machine, struct state *state)
         errno = E2BIG;
         die("save the XSAVE area");
     }
-    CALL(machine->vcpu, KVM_GET_XSAVE2, state->xsave);
+    CALL(machine->vcpu, KVM_GET_XSAVE2, state->xsave); /* the same as KVM_GET_XSAVE where 4 KiB are enough */
     CALL(machine->vcpu, KVM_GET_XCRS, &state->xcrs);
     CALL(machine->vcpu, KVM_GET_DEBUGREGS, &state->debugregs);
     CALL(machine->vcpu, KVM_GET_LAPIC, &state->lapic);
