@@ -5,6 +5,7 @@
 mod abi;
 mod cpuid;
 mod entry;
+mod features;
 mod msrs;
 mod state;
 mod thread;

@@ -5,6 +5,7 @@ use snapshot_format::sections::VcpuState;
 
 use crate::kvm::{KvmVcpu, VmError};
 
+use super::features;
 use super::abi::{AbiError, blob, from_blob, list_blob, list_from_blob};
 use super::msrs::{MsrSelection, SelectError, TSC, TSC_DEADLINE};
 
@@ -30,6 +31,12 @@ pub enum VcpuError {
     Cpuid {
         /// Entries found.
         count: usize,
+    },
+    /// The guest was shown a CPU that can do more than this one.
+    #[error("This host's CPU lacks {features}, which the guest was baked with; run it on a host that has them, or bake on this one")]
+    Features {
+        /// Their names.
+        features: String,
     },
     /// This host's MSRs do not suffice.
     #[error(transparent)]
@@ -78,6 +85,7 @@ fn keep_expired_deadline(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
 pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
     // Everything is parsed before anything is set.
     let cpuid = list_from_blob::<kvm_cpuid_entry2>("CPUID", &state.cpuid)?;
+    check_features(&cpuid)?;
     let cpuid = CpuId::from_entries(&cpuid).map_err(|_| VcpuError::Cpuid { count: cpuid.len() })?;
     let mp_state = from_blob("multiprocessor state", &state.mp_state)?;
     let regs = from_blob("registers", &state.regs)?;
@@ -108,6 +116,11 @@ pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
         vcpu.clock_was_stopped()
     };
     set_all().map_err(|source| VcpuError::Kvm { verb: "restore", index: state.index, source })
+}
+
+fn check_features(cpuid: &[kvm_cpuid_entry2]) -> Result<(), VcpuError> {
+    let missing = features::missing(cpuid);
+    if missing.is_empty() { Ok(()) } else { Err(VcpuError::Features { features: missing.join(", ") }) }
 }
 
 /// IA32_DEBUGCTL. A host without virtualised branch records complains about every write to it in its log, even of the 0

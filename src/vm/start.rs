@@ -84,7 +84,10 @@ fn clone_drives(bundle: &Bundle) -> Result<Vec<DriveSetup>, StartError> {
 }
 
 /// A file without a name: it is gone with the machine, however that ends.
-fn private_file() -> io::Result<File> {
+///
+/// # Errors
+/// The folder for temporary files cannot hold one.
+pub fn private_file() -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?.into())
@@ -112,7 +115,7 @@ pub fn boot_again(
     };
     let start = ColdStart {
         shape: Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus },
-        image,
+        image: &image,
         command_line: machine.kernel_cmdline.clone(),
         drives: clone_drives(bundle)?,
         console,
@@ -137,11 +140,11 @@ pub enum Image {
 
 /// What a cold start needs.
 #[derive(Debug)]
-pub struct ColdStart {
+pub struct ColdStart<'a> {
     /// Memory and vCPUs.
     pub shape: Shape,
     /// What runs.
-    pub image: Image,
+    pub image: &'a Image,
     /// Kernel command line.
     pub command_line: String,
     /// Drives, `root` first.
@@ -155,10 +158,10 @@ pub struct ColdStart {
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn boot(start: ColdStart, timeline: &mut Timeline) -> Result<Machine, StartError> {
+pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, StartError> {
     let ColdStart { shape, image, command_line, drives, console } = start;
     let memory = memory::anonymous(shape.memory_bytes)?;
-    let devices = setup(matches!(image, Image::Small(_)), drives, console);
+    let devices = setup(matches!(*image, Image::Small(_)), drives, console);
     let load = |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");
     Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Cold(&load), timeline })?)
