@@ -265,8 +265,8 @@ pub(crate) fn reseal(bytes: &mut [u8]) {
     let total_len = bytes.len() as u64;
     let Some((head, rest)) = bytes.split_at_mut_checked(HEADER_LEN) else { return };
     let Ok(raw) = RawHeader::mut_from_bytes(head) else { return };
-    let count = raw.section_count.get().min(SECTIONS_MAX as u32) as usize;
-    let table_len = (count * ENTRY_LEN).min(rest.len() / ENTRY_LEN * ENTRY_LEN);
+    let count = (raw.section_count.get() as usize).min(rest.len() / ENTRY_LEN);
+    let table_len = count * ENTRY_LEN;
     let (table, sections) = rest.split_at_mut(table_len);
     let sections_start = (HEADER_LEN + table_len) as u64;
     if let Ok(entries) = <[RawEntry]>::mut_from_bytes(table) {

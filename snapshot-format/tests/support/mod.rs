@@ -1,5 +1,6 @@
 //! Small samples of every file, the same bytes on every run.
 #![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(clippy::unwrap_used, reason = "clippy takes helpers of tests for the product")]
 
 use std::path::{Path, PathBuf};
 
