@@ -1,4 +1,5 @@
 //! The `memory.index` file: size, lookups, damage, and tables that no release writes.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! `manifest.json`: damage, and things that cannot be.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Whatever can be written reads back the same.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! The `state` file: versions, damage, and sections that a reader must not miss.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod support;
 

@@ -14,6 +14,9 @@ use snapshot_format::working_set::{PageRange, WorkingSet};
 use super::*;
 use crate::memory::{self, Bytes, GuestAddress};
 
+#[path = "../../snapshot-format/tests/support/golden.rs"]
+mod golden;
+
 const MEMORY: u64 = 2 << 20;
 const TSC_KHZ: u32 = 2_450_000;
 /// Where the sample's memory has content.
@@ -420,4 +423,26 @@ fn a_full_disk_is_told_from_other_failures() {
     assert!(matches!(error(io::ErrorKind::StorageFull), DraftError::Full { .. }));
     assert!(matches!(error(io::ErrorKind::QuotaExceeded), DraftError::Full { .. }));
     assert!(matches!(error(io::ErrorKind::PermissionDenied), DraftError::Write { .. }));
+}
+
+#[test]
+fn every_golden_bundle_verifies() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("snapshot-format/tests/goldens");
+    for golden in golden::all(&goldens).unwrap() {
+        // Some are a state file alone.
+        let Ok(text) = fs::read(golden.join(names::MANIFEST)) else { continue };
+        let directory = tempfile::tempdir().unwrap();
+        let memory_bytes = Manifest::from_json(&text).unwrap().machine.memory_bytes;
+        golden::unpack(&golden, directory.path(), memory_bytes).unwrap();
+        verify(directory.path()).unwrap_or_else(|e| panic!("{}: {e}", golden.display()));
+    }
+}
+
+#[test]
+fn a_bundle_survives_being_made_a_golden() {
+    let (directory, path) = sample();
+    let [golden, again] = ["golden", "again"].map(|name| directory.path().join(name));
+    golden::pack(&path, &golden).unwrap();
+    golden::unpack(&golden, &again, MEMORY).unwrap();
+    verify(&again).unwrap();
 }
