@@ -7,11 +7,13 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod chunked;
 mod fields;
 mod frame;
 mod to_guest;
 mod to_host;
 
+pub use chunked::{Chunked, ChunkedError};
 pub use fields::PayloadError;
 pub use frame::{Decoder, FRAME_MAX, FrameError, HEADER_LEN, PAYLOAD_MAX, Raw, Sink, header, split};
 pub use to_guest::{EVENT_HEAD_LEN, EventHead, Restore, RestoreEntries, RestoreEntry, ToGuest};
