@@ -90,7 +90,7 @@ impl std::fmt::Debug for RestoreMessage {
 #[derive(Debug)]
 pub enum Conversation {
     /// With the agent of a Linux guest.
-    Agent(AgentConversation),
+    Agent(Box<AgentConversation>),
     /// With a small guest, through its port.
     Port(PortConversation),
 }
@@ -103,7 +103,7 @@ impl Conversation {
     pub fn cold(contract: &FunctionContract) -> Result<Self, SessionError> {
         Ok(match contract.interface {
             Interface::Port => Conversation::Port(PortConversation::cold()),
-            _ => Conversation::Agent(AgentConversation::cold(contract)?),
+            _ => Conversation::Agent(Box::new(AgentConversation::cold(contract)?)),
         })
     }
 
@@ -114,7 +114,7 @@ impl Conversation {
     pub fn restored(contract: &FunctionContract, protocol: u16) -> Result<Self, SessionError> {
         Ok(match contract.interface {
             Interface::Port => Conversation::Port(PortConversation::restored()),
-            _ => Conversation::Agent(AgentConversation::restored(contract, protocol)?),
+            _ => Conversation::Agent(Box::new(AgentConversation::restored(contract, protocol)?)),
         })
     }
 

@@ -194,7 +194,7 @@ fn body_of(status: u16, headers: &[(String, String)], answers_head: bool) -> Res
             .filter(move |(name, _)| name.eq_ignore_ascii_case(wanted))
             .map(|(_, value)| value.as_str())
     };
-    if let Some(coding) = values("transfer-encoding").last() {
+    if let Some(coding) = values("transfer-encoding").next_back() {
         let last = coding.rsplit(',').next().unwrap_or_default().trim();
         let chunked = last.eq_ignore_ascii_case("chunked");
         return Ok(if chunked { State::Chunked(Chunked::default()) } else { State::UntilEnd });
