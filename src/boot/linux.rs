@@ -199,6 +199,7 @@ fn entry(rip: u64) -> EntryPoint {
         cr3: low::PAGE_TABLES,
         cr4: CR4,
         efer: EFER,
+        xcr0: 1,
     }
 }
 

@@ -47,6 +47,11 @@ const CR4: u64 = 0x5_0620;
 /// EFER: system calls, long mode enabled and active, no-execute.
 const EFER: u64 = 0xd01;
 
+/// RFLAGS: privilege level 3 may use every port. Where the level is ignored, the bitmap in the TSS says the same.
+const RFLAGS_IOPL_3: u64 = 3 << 12;
+/// XCR0: x87, SSE, AVX and the three parts of AVX-512.
+const XCR0: u64 = 0xe7;
+
 /// A small guest that was parsed and checked.
 #[derive(Debug, Clone)]
 pub struct SmallGuest {
@@ -99,7 +104,7 @@ fn entry(rip: u64, ram: u64) -> EntryPoint {
         rsi: ram,
         rbx: 0,
         rdi: u64::from(COMMAND_LINE),
-        rflags: RFLAGS_RESERVED_ONE,
+        rflags: RFLAGS_RESERVED_ONE | RFLAGS_IOPL_3,
         cs: segments.code,
         ds: segments.data,
         ss: segments.data,
@@ -110,6 +115,7 @@ fn entry(rip: u64, ram: u64) -> EntryPoint {
         cr3: low::PAGE_TABLES,
         cr4: CR4,
         efer: EFER,
+        xcr0: XCR0,
     }
 }
 

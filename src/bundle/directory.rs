@@ -35,6 +35,16 @@ pub(super) enum FileFault {
     Io(io::Error),
 }
 
+impl From<FileFault> for io::Error {
+    fn from(fault: FileFault) -> Self {
+        match fault {
+            FileFault::Missing => io::ErrorKind::NotFound.into(),
+            FileFault::NotPlain => io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"),
+            FileFault::Io(error) => error,
+        }
+    }
+}
+
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
 impl Directory {

@@ -234,6 +234,26 @@ impl Draft {
         Ok(file)
     }
 
+    /// The directory in which the bundle is written until it is finished.
+    pub fn directory(&self) -> PathBuf {
+        self.workplace.path()
+    }
+
+    /// Counts a file that somebody made in [`directory`](Self::directory) as one of the bundle's.
+    ///
+    /// # Errors
+    /// It is not there, no regular file, or the name is taken.
+    pub fn adopt(&mut self, name: &str) -> Result<(), DraftError> {
+        if !is_plain_name(name) || self.files.contains_key(name) {
+            return Err(DraftError::Name { name: name.to_owned() });
+        }
+        let failed = |source| DraftError::write(name, source);
+        let plain = self.workplace.directory().file(name).map_err(|fault| failed(io::Error::from(fault)))?;
+        plain.file.set_permissions(std::fs::Permissions::from_mode(OWNER_ONLY)).map_err(failed)?;
+        self.record(name, plain.file, Content::Open);
+        Ok(())
+    }
+
     /// Adds guest memory and its index. The vCPUs must be paused.
     ///
     /// # Errors

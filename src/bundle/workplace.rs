@@ -44,6 +44,11 @@ impl Workplace {
         Ok(Workplace { parent, target: target.to_owned(), target_name, name, directory, unfinished: true })
     }
 
+    /// Where it is.
+    pub fn path(&self) -> PathBuf {
+        self.target.with_file_name(&self.name)
+    }
+
     /// The directory to write in.
     pub fn directory(&self) -> &Directory {
         &self.directory

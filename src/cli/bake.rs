@@ -3,16 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde_json::json;
 use snapshot_format::manifest::{
     CpuRequirements, Drive as ManifestDrive, FunctionContract, Interface, MachineShape, Manifest, names,
 };
-use snapshot_format::state::{CURRENT, FormatVersion};
+use snapshot_format::state::FormatVersion;
 
 use crate::boot::{self, Kernel, SmallGuest, initramfs};
 use crate::bundle::{Draft, Finished, MemoryReport, Sharing};
 use crate::config::{Asked, AskedDrive, AskedFunction, AskedHttp, AskedLambda, AskedMachine, AskedRoot, Bake};
-use crate::config::{EventText, ImageDefaults, Size, Timeouts};
+use crate::config::{EventText, ImageDefaults, Timeouts};
 use crate::devices::{DriveBacking, DriveSetup};
 use crate::function::Conversation;
 use crate::rootfs::{self, Source};
@@ -105,8 +104,8 @@ impl Baker {
         let Some(root) = &self.asked.root else { return Ok(ImageDefaults::default()) };
         self.progress.phase("Building the root image");
         let source = Source::detect(&root.path, root.reference.as_deref())?;
-        let built = rootfs::build(&source, &self.draft.directory().join(names::ROOT))?;
-        self.draft.adopt_file(names::ROOT)?;
+        let built = rootfs::build(&source, &self.draft.directory().join(names::ROOT), None, &mut |_| {})?;
+        self.draft.adopt(names::ROOT)?;
         Ok(built.config.map(|config| ImageDefaults {
             command: config.command,
             env: config.env,
@@ -192,7 +191,8 @@ impl Baker {
     }
 
     fn warm_up_events(&self) -> Result<Vec<crate::function::Event>, Failure> {
-        self.asked.warm_up.iter().map(|text| event::from_text(text, self.asked.interface())).collect()
+        let from = |text| event::from_text(text, self.asked.interface(), self.asked.event_timeout());
+        self.asked.warm_up.iter().map(from).collect()
     }
 
     fn machine(&mut self, parts: &Parts) -> Result<Machine, Failure> {

@@ -2,28 +2,30 @@
 
 use std::io::IsTerminal;
 use std::path::Path;
+use std::time::Duration;
 
 use snapshot_format::manifest::Interface;
 
 use crate::config::{EventSource, EventText};
-use crate::function::{Event, HttpRequest};
+use crate::function::{Event, HttpRequest, LambdaEvent};
 
 use super::args::EventArgs;
 use super::failure::{Failure, Kind};
+use super::identity;
 
-/// The event that `args` describe. With nothing said it is what standard input holds, unless that is a terminal or the
+/// The event that `args` describe, to be answered within `limit`. With nothing said it is what standard input holds, unless that is a terminal or the
 /// function's interface is `http`, whose plain event is a GET.
 ///
 /// # Errors
 /// The content cannot be read, is too long, is no JSON where JSON was promised, or belongs to another interface.
-pub fn from_args(args: &EventArgs, interface: Interface) -> Result<Event, Failure> {
+pub fn from_args(args: &EventArgs, interface: Interface, limit: Duration) -> Result<Event, Failure> {
     let content = source(args, interface).read()?;
     if args.event_json.is_some() {
         check_json(&content)?;
     }
     let headers = args.header.iter().map(|line| header(line)).collect::<Result<Vec<_>, _>>()?;
     let request = Request { method: args.method.clone(), path: args.path.clone(), headers };
-    request.event(interface, content)
+    request.event(interface, content, limit)
 }
 
 fn source(args: &EventArgs, interface: Interface) -> EventSource {
@@ -41,13 +43,13 @@ fn source(args: &EventArgs, interface: Interface) -> EventSource {
 ///
 /// # Errors
 /// As [`from_args`].
-pub fn from_text(text: &EventText, interface: Interface) -> Result<Event, Failure> {
+pub fn from_text(text: &EventText, interface: Interface, limit: Duration) -> Result<Event, Failure> {
     let content = text.source()?.read()?;
     if text.json.is_some() {
         check_json(&content)?;
     }
     let headers = text.headers.clone().into_iter().collect();
-    Request { method: text.method.clone(), path: text.path.clone(), headers }.event(interface, content)
+    Request { method: text.method.clone(), path: text.path.clone(), headers }.event(interface, content, limit)
 }
 
 fn check_json(content: &[u8]) -> Result<(), Failure> {
@@ -72,7 +74,7 @@ struct Request {
 }
 
 impl Request {
-    fn event(self, interface: Interface, content: Vec<u8>) -> Result<Event, Failure> {
+    fn event(self, interface: Interface, content: Vec<u8>, limit: Duration) -> Result<Event, Failure> {
         let foreign = self.method.is_some() || self.path.is_some() || !self.headers.is_empty();
         match interface {
             Interface::Http => Ok(Event::Http(self.http(content))),
@@ -81,9 +83,7 @@ impl Request {
                 "Method, path and headers belong to the http interface; this function has another",
             )),
             Interface::Exec => Ok(Event::Exec { stdin: content }),
-            // The Runtime API promises its clients JSON: no content is an empty object.
-            Interface::Lambda if content.is_empty() => Ok(Event::Lambda { payload: b"{}".to_vec() }),
-            Interface::Lambda => Ok(Event::Lambda { payload: content }),
+            Interface::Lambda => Ok(Event::Lambda(lambda(content, limit)?)),
             Interface::Port => Ok(Event::Port { bytes: content }),
         }
     }
@@ -99,17 +99,27 @@ impl Request {
     }
 }
 
+/// The Runtime API promises its clients JSON: no content is an empty object.
+fn lambda(content: Vec<u8>, limit: Duration) -> Result<LambdaEvent, Failure> {
+    let payload = if content.is_empty() { b"{}".to_vec() } else { content };
+    let due = identity::since_epoch()?.saturating_add(limit);
+    let deadline_unix_ms = u64::try_from(due.as_millis()).unwrap_or(u64::MAX);
+    Ok(LambdaEvent { payload, request_id: identity::random()?, deadline_unix_ms })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const LIMIT: Duration = Duration::from_secs(30);
+
     #[test]
     fn an_event_with_content_is_a_post() {
         let args = EventArgs { event_text: Some("x".into()), ..Default::default() };
-        let Event::Http(request) = from_args(&args, Interface::Http).unwrap() else { panic!("no http event") };
+        let Event::Http(request) = from_args(&args, Interface::Http, LIMIT).unwrap() else { panic!("no http event") };
         assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/"));
         let args = EventArgs { header: vec!["A: b:c".into()], path: Some("/p".into()), ..Default::default() };
-        let Event::Http(request) = from_args(&args, Interface::Http).unwrap() else { panic!("no http event") };
+        let Event::Http(request) = from_args(&args, Interface::Http, LIMIT).unwrap() else { panic!("no http event") };
         assert_eq!((request.method.as_str(), request.path.as_str()), ("GET", "/p"));
         assert_eq!(request.headers, [("A".to_owned(), "b:c".to_owned())]);
     }
@@ -117,12 +127,12 @@ mod tests {
     #[test]
     fn a_path_is_refused_where_it_means_nothing() {
         let args = EventArgs { path: Some("/p".into()), event_text: Some("x".into()), ..Default::default() };
-        assert_eq!(from_args(&args, Interface::Exec).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(from_args(&args, Interface::Exec, LIMIT).unwrap_err().kind(), Kind::Usage);
     }
 
     #[test]
     fn promised_json_is_checked() {
         let args = EventArgs { event_json: Some("{".into()), ..Default::default() };
-        assert_eq!(from_args(&args, Interface::Lambda).unwrap_err().kind(), Kind::Usage);
+        assert_eq!(from_args(&args, Interface::Lambda, LIMIT).unwrap_err().kind(), Kind::Usage);
     }
 }

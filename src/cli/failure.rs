@@ -54,8 +54,8 @@ pub struct Failure {
 
 impl Failure {
     /// A failure of `kind` because of `error`.
-    pub fn new(kind: Kind, error: &dyn Error) -> Self {
-        let causes = std::iter::successors(Some(error), |error| error.source());
+    pub fn new(kind: Kind, error: &(dyn Error + 'static)) -> Self {
+        let causes = std::iter::successors(Some(error), |&error| error.source());
         let mut chain: Vec<String> = causes.map(ToString::to_string).collect();
         // A transparent error repeats its source's text.
         chain.dedup();
@@ -117,7 +117,7 @@ impl fmt::Display for Failure {
 }
 
 /// Turns an operation's error into a failure; each error type says its kind here and nowhere else (`kinds.rs`).
-pub trait ToFailure: Error + Sized {
+pub trait ToFailure: Error + Sized + 'static {
     /// What kind of failure this is.
     fn kind(&self) -> Kind;
 }

@@ -21,3 +21,11 @@ pub fn read(path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
     }
     Ok(bytes)
 }
+
+/// Opens a file for reading.
+///
+/// # Errors
+/// It cannot be opened.
+pub fn open(path: &Path) -> Result<File, Failure> {
+    File::open(path).map_err(|error| Failure::text(Kind::Usage, format!("Cannot open {}: {error}", path.display())))
+}

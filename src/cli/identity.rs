@@ -1,6 +1,6 @@
 //! What makes a clone unique: the content of its restore message.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::function::RestoreMessage;
 
@@ -11,9 +11,7 @@ use super::failure::{Failure, Kind};
 /// # Errors
 /// The host's generator gives nothing, or its clock stands before 1970: a clone could not become unique or on time.
 pub fn restore_message(env: &[(String, String)]) -> Result<RestoreMessage, Failure> {
-    let since = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_err(|_| Failure::text(Kind::HostCannot, "The host's clock stands before 1970; set it"))?;
+    let since = since_epoch()?;
     Ok(RestoreMessage {
         generation: random()?,
         entropy: random()?,
@@ -22,7 +20,21 @@ pub fn restore_message(env: &[(String, String)]) -> Result<RestoreMessage, Failu
     })
 }
 
-fn random<const N: usize>() -> Result<[u8; N], Failure> {
+/// The host's wall clock.
+///
+/// # Errors
+/// It stands before 1970.
+pub fn since_epoch() -> Result<Duration, Failure> {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_err(|_| Failure::text(Kind::HostCannot, "The host's clock stands before 1970; set it"))
+}
+
+/// Random bytes from the host's kernel.
+///
+/// # Errors
+/// Its generator gives nothing.
+pub fn random<const N: usize>() -> Result<[u8; N], Failure> {
     let mut bytes = [0; N];
     let mut filled = 0;
     while filled < N {
@@ -38,7 +50,7 @@ fn random<const N: usize>() -> Result<[u8; N], Failure> {
 ///
 /// # Errors
 /// The host's generator gives nothing.
-pub fn random_duration(max: std::time::Duration) -> Result<std::time::Duration, Failure> {
+pub fn random_duration(max: Duration) -> Result<Duration, Failure> {
     let fraction = f64::from(u32::from_le_bytes(random()?)) / f64::from(u32::MAX);
     Ok(max.mul_f64(fraction))
 }

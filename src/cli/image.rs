@@ -15,7 +15,7 @@ pub fn image(args: &ImageArgs) -> Result<u8, Failure> {
     let mut progress = Progress::new(false);
     progress.phase("Building the root image");
     let source = Source::detect(&args.source, args.reference.as_deref())?;
-    let built = rootfs::build(&source, &args.image)?;
+    let built = rootfs::build(&source, &args.image, None, &mut |_| {})?;
     progress.finish();
     output::line(&format!("{}: {}", args.image.display(), crate::config::Size(built.bytes)))?;
     Ok(0)

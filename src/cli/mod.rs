@@ -18,6 +18,7 @@ mod progress;
 mod report;
 mod run;
 mod shell;
+mod signals;
 mod sink;
 mod statistics;
 mod verify;

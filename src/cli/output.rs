@@ -5,6 +5,9 @@ use std::io::Write;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 
+use crate::config::Size;
+
+use super::bake::BakeReport;
 use super::failure::{Failure, Kind};
 use super::report::Report;
 use super::run::Row;
@@ -30,7 +33,8 @@ pub fn line(text: &str) -> Result<(), Failure> {
 /// A table without lines, its numbers to the right.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(NOTHING).set_header(header);
+    table.load_style(NOTHING);
+    table.set_header(header);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -75,4 +79,49 @@ pub fn distribution_table(rows: &[Row]) -> Table {
         printed.add_row([(*name).to_owned(), ms(d.min), optional(d.p50), optional(d.p99), ms(d.max)]);
     }
     printed
+}
+
+/// Sizes and times of a bake.
+///
+/// # Errors
+/// Standard output is closed.
+pub fn bake_report(report: &BakeReport, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        return json(&bake_json(report));
+    }
+    let mut files = table(&["file", "bytes", "on disk"]);
+    for file in &report.finished.files {
+        files.add_row([file.name.clone(), file.len.to_string(), Size(file.allocated).to_string()]);
+    }
+    line(&files.to_string())?;
+    if report.used.total > 0 {
+        let (used, total) = (report.used.total.saturating_sub(report.used.free), report.used.total);
+        line(&format!("guest memory in use at the freeze: {} of {}", Size(used), Size(total)))?;
+    }
+    if let Some(old) = &report.finished.leftover {
+        eprintln!("ember: the replaced bundle could not be removed and lies at {}", old.display());
+    }
+    line(&format!("baked {}", report.finished.path.display()))
+}
+
+fn bake_json(report: &BakeReport) -> serde_json::Value {
+    let files: serde_json::Map<_, _> = report
+        .finished
+        .files
+        .iter()
+        .map(|file| (file.name.clone(), serde_json::json!({ "bytes": file.len, "allocated": file.allocated })))
+        .collect();
+    let phases: Vec<_> = report.phases.iter().map(|(name, took)| (name, took.as_secs_f64())).collect();
+    serde_json::json!({
+        "bundle": report.finished.path,
+        "files": files,
+        "memory": {
+            "bytes": report.memory.len,
+            "content_bytes": report.memory.content,
+            "index_bytes": report.memory.index,
+            "guest_total_bytes": report.used.total,
+            "guest_free_bytes": report.used.free,
+        },
+        "phases_s": phases,
+    })
 }

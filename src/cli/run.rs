@@ -5,7 +5,6 @@
 //! nothing stays behind.
 
 use std::fs::File;
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -30,7 +29,8 @@ use super::{event, output};
 pub fn run(args: &RunArgs, mut timeline: Timeline) -> Result<u8, Failure> {
     let bundle = Bundle::open(&args.bundle)?;
     timeline.mark("open bundle");
-    let event = event::from_args(&args.event, bundle.manifest().function.interface)?;
+    let function = &bundle.manifest().function;
+    let event = event::from_args(&args.event, function.interface, limit(args, &bundle))?;
     timeline.mark("read event");
     match args.count {
         None => conclude(args, &once(args, &bundle, &event, timeline)?),
@@ -151,8 +151,7 @@ fn events(
     timeline: &mut Timeline,
     sink: &mut Sink,
 ) -> Result<Lived, Failure> {
-    let limit = bundle.manifest().function.event_timeout_ms;
-    let limit = args.timeout.map_or(Duration::from_millis(limit), |span| span.0);
+    let limit = limit(args, bundle);
     let mut lived = Lived { exit_code: 0, events: Vec::new(), block_requests: 0 };
     for _ in 0..args.repeat {
         let begin = Instant::now();
@@ -161,6 +160,12 @@ fn events(
     }
     lived.block_requests = drive.machine().devices().block_requests();
     Ok(lived)
+}
+
+/// Longest time of one event.
+fn limit(args: &RunArgs, bundle: &Bundle) -> Duration {
+    let contract = Duration::from_millis(bundle.manifest().function.event_timeout_ms);
+    args.timeout.map_or(contract, |span| span.0)
 }
 
 /// Prints what the user asked for; gives the function's exit code.

@@ -135,6 +135,20 @@ impl Buffers {
     }
 }
 
+/// Where a function's output goes while a bundle is baked: to standard error.
+#[derive(Debug)]
+pub struct LogSink;
+
+impl AnswerSink for LogSink {
+    fn take(&mut self, piece: Notice) -> io::Result<bool> {
+        match piece {
+            Notice::Output { bytes, .. } => write_all(rustix::stdio::stderr(), &bytes)?,
+            _ => {}
+        }
+        Ok(false)
+    }
+}
+
 fn append(to: &mut Vec<u8>, bytes: &[u8]) -> io::Result<()> {
     if to.len() + bytes.len() > COLLECT_MAX {
         return Err(io::Error::other("the answer is too long to be collected; leave out --json"));

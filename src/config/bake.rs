@@ -175,6 +175,11 @@ impl Bake {
         self.interface
     }
 
+    /// Longest time of one event.
+    pub fn event_timeout(&self) -> Duration {
+        Duration::from_millis(self.event_timeout_ms)
+    }
+
     /// The contract with the function, with what its image says filled in.
     ///
     /// # Errors

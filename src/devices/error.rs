@@ -97,6 +97,13 @@ pub enum DeviceError {
     Encode(#[from] EncodeError),
 }
 
+impl DeviceError {
+    /// Whether a bundle's state is to blame, rather than the host.
+    pub fn is_bad_state(&self) -> bool {
+        matches!(self, DeviceError::Missing { .. } | DeviceError::Leftover { .. } | DeviceError::State { .. })
+    }
+}
+
 /// What is wrong with a device's saved state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StateFault {

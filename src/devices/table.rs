@@ -234,11 +234,33 @@ impl DeviceTable {
     /// # Errors
     /// A device has something in hand that a saved state cannot hold, or a section could not be encoded.
     pub fn save(&self, writer: &mut Writer) -> Result<(), DeviceError> {
+<<<<<<< HEAD
         writer.put(0, &lock(&self.serial).save())?;
         for (instance, seat) in (0u32..).zip(&self.seats) {
             lock(&seat.device).save(instance, writer)?;
         }
         if let Some(port) = &self.port {
+=======
+        let DeviceTable {
+            seats,
+            serial,
+            port,
+            // How the guest is reached, made anew by every machine.
+            pio: _,
+            mmio: _,
+            doorbells: _,
+            doorbell_seats: _,
+            serial_line: _,
+            // The same devices as in `seats` and `port`.
+            drives: _,
+            control: _,
+        } = self;
+        writer.put(0, &lock(serial).save())?;
+        for (instance, seat) in (0u32..).zip(seats) {
+            lock(&seat.device).save(instance, writer)?;
+        }
+        if let Some(port) = port {
+>>>>>>> devices
             writer.put(0, &lock(port).save())?;
         }
         Ok(())

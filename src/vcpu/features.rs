@@ -132,6 +132,13 @@ const WORDS: [Word; 9] = [
     word(0x8000_0001, 0, Register::Edx, 0, &[(20, "nx"), (26, "pdpe1gb"), (27, "rdtscp"), (29, "lm")]),
 ];
 
+/// Vendor string of this host's CPU: leaf 0, in the order EBX, EDX, ECX.
+pub fn vendor() -> String {
+    let leaf = __cpuid_count(0, 0);
+    let bytes: Vec<u8> = [leaf.ebx, leaf.edx, leaf.ecx].into_iter().flat_map(u32::to_le_bytes).collect();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// Names of the features in a saved CPUID that this host's CPU lacks, empty where the guest can run.
 pub fn missing(saved: &[kvm_cpuid_entry2]) -> Vec<String> {
     missing_on(saved, host)

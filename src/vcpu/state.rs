@@ -43,6 +43,13 @@ pub enum VcpuError {
     Msrs(#[from] SelectError),
 }
 
+impl VcpuError {
+    /// Whether a bundle's state is to blame, rather than the host.
+    pub fn is_bad_state(&self) -> bool {
+        matches!(self, VcpuError::Abi(_) | VcpuError::Cpuid { .. })
+    }
+}
+
 /// Reads everything. The vCPU must be paused with nothing half done (see `thread`), and this runs on its own thread.
 ///
 /// # Errors

@@ -75,7 +75,7 @@ pub fn to_warm_point(
         phase("Warming up");
         run_events(drive, warm_up, sink)?;
         // What the events read once is dropped, what they read every time comes back: the snapshot holds the second only.
-        drive.conversation().drop_caches().map_err(InvokeError::from)?;
+        settle(drive, warm_up.event_max)?;
         run_events(drive, warm_up, sink)?;
     }
     phase("Freeing memory");
@@ -94,6 +94,13 @@ pub fn to_warm_point(
     };
     drive.settle(SETTLE).map_err(InvokeError::from)?;
     Ok(used)
+}
+
+fn settle(drive: &mut Drive<'_>, limit: Duration) -> Result<(), InvokeError> {
+    drive.conversation().settle()?;
+    let deadline = Some(Instant::now() + limit);
+    while !matches!(drive.next(deadline)?, Happening::Notice(Notice::Settled)) {}
+    Ok(())
 }
 
 fn run_events(drive: &mut Drive<'_>, warm_up: &WarmUp<'_>, sink: &mut dyn AnswerSink) -> Result<(), WarmError> {

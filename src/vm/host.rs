@@ -4,6 +4,7 @@ use std::error::Error;
 
 use crate::kvm::{self, HostKind, SystemError};
 use crate::memory;
+use crate::vcpu;
 
 /// How one examination ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,7 +88,12 @@ fn finding(what: &'static str, verdict: Verdict, found: String, mend: Option<&'s
     Finding { what, verdict, found, mend }
 }
 
-fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
+fn chain(error: &(dyn Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
+/// Vendor string of this host's CPU (CPUID leaf 0).
+pub fn cpu_vendor() -> String {
+    vcpu::vendor()
 }

@@ -1,5 +1,6 @@
 //! The machine: one constructor for boot and restore, and what can be done with it.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Instant;
@@ -330,6 +331,14 @@ impl Frozen<'_> {
     /// Guest RAM, which nobody changes while this guard lives.
     pub fn memory(&self) -> &GuestMemory {
         &self.machine.memory
+    }
+
+    /// Writes the content of a writable drive to an empty file.
+    ///
+    /// # Errors
+    /// There is no such drive, or it cannot be read or written.
+    pub fn write_drive(&self, id: &str, to: &File) -> Result<(), DeviceError> {
+        self.machine.devices.write_drive(id, to)
     }
 
     /// Guest TSC frequency, kHz.

@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::time::Duration;
 
-use crate::boot::{BootError, BootMachine, EntryPoint, Kernel, SmallGuest, SmallGuestError, VirtioDevice};
+use crate::boot::{BootError, BootMachine, EntryPoint, Kernel, KernelError, SmallGuest, SmallGuestError, VirtioDevice};
 use crate::bundle::{Bundle, OpenError};
 use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, VirtioWindow};
 use crate::memory::{self, GuestMemory, MapError};
@@ -12,6 +13,8 @@ use super::machine::{BuildError, Machine, Origin, Plan, Shape};
 use super::saved::{SavedError, SavedMachine};
 use super::timeline::Timeline;
 
+/// Longest time from power-on to the agent's greeting when nobody says otherwise.
+pub const BOOT_MAX: Duration = Duration::from_secs(120);
 /// The guest's context id on its vsock; every clone has the same, its device is its own.
 const GUEST_CID: u64 = 3;
 
@@ -57,7 +60,7 @@ pub fn restore(
     let shape = Shape { memory_bytes: manifest.machine.memory_bytes, vcpus: manifest.machine.vcpus };
     let saved = SavedMachine::take(bundle.state()?, &shape)?;
     timeline.mark("read state");
-    let memory = memory::copy_on_write(&bundle.memory()?, shape.memory_bytes)?;
+    let memory = memory::copy_on_write(bundle.memory()?, shape.memory_bytes)?;
     let devices = setup(is_port(bundle), clone_drives(bundle)?, console);
     timeline.mark("map memory");
     let origin = Origin::Saved(Box::new(saved));
@@ -139,7 +142,6 @@ pub enum Image {
 }
 
 /// What a cold start needs.
-#[derive(Debug)]
 pub struct ColdStart<'a> {
     /// Memory and vCPUs.
     pub shape: Shape,
@@ -176,6 +178,9 @@ pub enum LoadError {
     /// A small guest.
     #[error(transparent)]
     Small(#[from] SmallGuestError),
+    /// The kernel's file.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
 }
 
 impl Image {

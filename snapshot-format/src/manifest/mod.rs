@@ -73,6 +73,9 @@ pub struct Manifest {
     pub created_unix_ms: u64,
     pub machine: MachineShape,
     pub function: FunctionContract,
+    /// Version of the guest protocol that the frozen agent speaks; 0 for a small guest.
+    #[serde(default)]
+    pub agent_protocol: u16,
     pub cpu: CpuRequirements,
     /// Drives in the order of their virtio-mmio slots.
     #[serde(default)]

@@ -179,6 +179,46 @@ fn a_long_queue_is_served_in_turns() {
     assert!(bell.read().is_err());
 }
 
+<<<<<<< HEAD
+=======
+/// A read of `mib` MiB from the start, all into the same MiB of RAM; needs `mib + 2` descriptors from `first` on.
+fn offer_long_read(rig: &mut Rig<Block>, first: u16, mib: usize) {
+    fill(&rig.memory, HEADER, &[0; 16]);
+    fill(&rig.memory, STATUS, &[0xff]);
+    let mut chain = vec![(HEADER, 16, 0)];
+    chain.extend(vec![(0x80000, 1 << 20, WRITE); mib - 1]);
+    chain.extend([(0x80000, (1 << 20) - 512, WRITE), (DATA, 512, WRITE), (STATUS, 1, WRITE)]);
+    rig.rings[0].offer_chain(first, &chain);
+}
+
+fn long_drive() -> Rig<Block> {
+    let base = tempfile::tempfile().unwrap();
+    base.set_len(64 << 20).unwrap();
+    Rig::new(DriveSetup { id: "root".to_owned(), backing: DriveBacking::ReadOnly(base) })
+}
+
+#[test]
+fn long_requests_are_served_in_turns() {
+    let mut rig = long_drive();
+    for first in [0, 30, 60] {
+        offer_long_read(&mut rig, first, 20);
+    }
+    rig.mmio.serve();
+    assert_eq!(rig.rings[0].take_used(), [(0, (20 << 20) + 1), (30, (20 << 20) + 1)]);
+    rig.mmio.serve();
+    assert_eq!(rig.rings[0].take_used().len(), 1);
+}
+
+#[test]
+fn a_request_that_would_stall_the_others_is_an_io_error() {
+    let mut rig = long_drive();
+    offer_long_read(&mut rig, 0, 33);
+    rig.mmio.serve();
+    assert_eq!(rig.rings[0].take_used(), [(0, 1)]);
+    assert_eq!(bytes(&rig.memory, STATUS, 1), [1]);
+}
+
+>>>>>>> devices
 #[test]
 fn the_configuration_tells_capacity_and_segments() {
     let mut rig = Rig::<Block>::new(read_only());

@@ -1,5 +1,10 @@
 use std::io::Write;
 
+<<<<<<< HEAD
+=======
+use proptest::prelude::*;
+
+>>>>>>> devices
 use snapshot_format::state::{CURRENT, DecodeError, Reader};
 
 use super::*;
@@ -180,3 +185,46 @@ fn only_a_writable_drive_has_content_of_its_own() {
     }
     assert_eq!(table.block_requests(), 0);
 }
+<<<<<<< HEAD
+=======
+
+/// An access to a bus: (is it MMIO, is it a write, address, length, value).
+fn bus_access() -> impl Strategy<Value = (bool, bool, u64, usize, u64)> {
+    let port = prop_oneof![Just(0x64u64), 0xe0u64..0xec, 0x3f8u64..0x400, 0x604u64..0x606, any::<u64>()];
+    let register = (0u64..4, 0u64..0x48).prop_map(|(slot, n)| 0xd000_0000 + slot * 0x1000 + n * 4);
+    let value = prop_oneof![
+        proptest::sample::select(vec![0u64, 1, 2, 3, 11, 15, 0x100, 0x1_0000, 0x2_0000]),
+        any::<u64>()
+    ];
+    prop_oneof![
+        (any::<bool>(), port, 0usize..=8, value.clone()).prop_map(|(w, a, l, v)| (false, w, a, l, v)),
+        (any::<bool>(), register, Just(4usize), value).prop_map(|(w, a, l, v)| (true, w, a, l, v)),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn whatever_a_guest_does_can_be_saved_and_taken_up_again(
+        accesses in proptest::collection::vec(bus_access(), 0..300),
+        is_small in any::<bool>(),
+    ) {
+        let setup = if is_small { small } else { linux };
+        let memory = anonymous(2 << 20).unwrap();
+        let build = |states| {
+            DeviceTable::new(setup(), memory.clone(), RequestLine::new().unwrap(), states).unwrap()
+        };
+        let mut table = build(DeviceStates::default());
+        for (is_mmio, is_write, address, len, value) in accesses {
+            let bus = if is_mmio { table.mmio() } else { table.pio() };
+            let mut data = value.to_le_bytes();
+            if is_write { bus.write(address, &data[..len]) } else { bus.read(address, &mut data[..len]) };
+            table.event_sources().into_iter().for_each(|(_, token)| table.handle_event(token).unwrap());
+        }
+        table.kick().unwrap();
+        let bytes = saved(&table);
+        prop_assert_eq!(saved(&build(states(&bytes))), bytes);
+    }
+}
+>>>>>>> devices

@@ -99,7 +99,13 @@ fn an_empty_descriptor_is_a_device_error() {
 
 #[test]
 fn a_readable_descriptor_behind_a_writable_one_is_a_device_error() {
+<<<<<<< HEAD
     expect_broken(|ring, _| ring.offer_chain(0, &[(BUFFERS, 4, WRITE), (BUFFERS, 4, 0)]));
+=======
+    expect_broken(|ring, _| {
+        ring.offer_chain(0, &[(BUFFERS, 4, WRITE), (BUFFERS, 4, 0), (BUFFERS, 4, WRITE)])
+    });
+>>>>>>> devices
 }
 
 #[test]
@@ -251,6 +257,21 @@ fn a_notification_without_its_shortcut_rings_the_bell() {
 }
 
 #[test]
+<<<<<<< HEAD
+=======
+fn what_a_driver_queued_before_it_was_ready_is_looked_at() {
+    let mut mmio = negotiated();
+    let (bells, _) = mmio.wires();
+    let bell = bells[0].clone().unwrap();
+    assert!(bell.read().is_err());
+    write(&mut mmio, 0x70, 15);
+    assert_eq!(bell.read().unwrap(), 1);
+    write(&mut mmio, 0x70, 15);
+    assert!(bell.read().is_err(), "once is enough");
+}
+
+#[test]
+>>>>>>> devices
 fn registers_are_four_bytes_wide_and_aligned() {
     let mut rig = rig();
     let before = rig.mmio.state();

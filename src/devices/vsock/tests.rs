@@ -29,7 +29,15 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
+<<<<<<< HEAD
         let Rig { mmio, rings, memory, bells: _, line } = Rig::<Vsock>::new(CID);
+=======
+        Self::on(Rig::<Vsock>::new(CID))
+    }
+
+    fn on(rig: Rig<Vsock>) -> Self {
+        let Rig { mmio, rings, memory, bells: _, line } = rig;
+>>>>>>> devices
         let device = Arc::new(Mutex::new(mmio));
         Guest { stream: VsockStream { device, line }, rings, memory, buffers: 0, fwd: 0, buf_alloc: 1 << 18 }
     }
@@ -206,6 +214,23 @@ fn the_host_sends_no_more_than_the_guest_has_buffers_for_and_hears_of_new_ones()
 }
 
 #[test]
+<<<<<<< HEAD
+=======
+fn a_host_that_lacks_receive_buffers_asks_to_hear_of_new_ones() {
+    let memory = test_memory();
+    let mmio = transport::<Vsock>(CID, None, &memory).unwrap();
+    let mut guest = Guest::on(Rig::bring_up(mmio, memory, 0));
+    guest.offer_buffers(2);
+    guest.send(op::REQUEST, &[]);
+    let avail_event = |guest: &Guest| bytes(&guest.memory, guest.rings[0].used_ring() + 4 + 128 * 8, 2);
+    assert_eq!(guest.stream.write(b"one"), 3);
+    assert_eq!(avail_event(&guest), [0, 0], "two buffers were enough");
+    assert_eq!(guest.stream.write(b"two"), 0);
+    assert_eq!(avail_event(&guest), [2, 0], "the third buffer comes with a notification");
+}
+
+#[test]
+>>>>>>> devices
 fn the_host_sends_no_more_than_the_guests_credit() {
     let mut guest = Guest::new();
     guest.buf_alloc = 100;
