@@ -180,13 +180,20 @@ impl<'a> Drive<'a> {
         Ok(())
     }
 
-    /// Lets a small guest run on from its warm point, where the vCPU that announced it stands still: a freeze collects
-    /// that, and its guard's end lets the guest run again.
+    /// Hands the guest what is queued for it, then makes sure that it runs. A small guest stands still at its warm point until
+    /// then, so that it finds its event whole: a freeze collects the vCPU that announced it, and the guard's end lets it go.
     ///
     /// # Errors
-    /// A vCPU is gone.
+    /// The guest has ended, or a vCPU is gone.
     pub fn release(&mut self) -> Result<(), DriveError> {
-        Ok(drop(self.machine.freeze()?))
+        while self.exchange()? {}
+        if self.machine.is_ready() {
+            return self.run();
+        }
+        if matches!(self.conversation, Conversation::Port(_)) {
+            drop(self.machine.freeze()?);
+        }
+        Ok(())
     }
 
     fn waiting_for(&self) -> &'static str {

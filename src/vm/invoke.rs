@@ -3,7 +3,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::function::{Event, Notice, RestoreMessage, SessionError};
+use crate::function::{Conversation, Event, Notice, RestoreMessage, SessionError};
 
 use super::drive::{Drive, DriveError, Happening};
 use super::timeline::Timeline;
@@ -42,6 +42,10 @@ pub enum InvokeError {
 /// No valid acknowledgement: the clone must not be given an event.
 pub fn wake(drive: &mut Drive<'_>, message: &RestoreMessage, timeline: &mut Timeline) -> Result<(), InvokeError> {
     drive.conversation().restore(message)?;
+    if matches!(drive.conversation(), Conversation::Port(_)) {
+        // A small guest has nothing to make unique. It must not run on from its warm point before its event is there.
+        return Ok(());
+    }
     drive.exchange()?;
     timeline.mark(FIRST_INSTRUCTION);
     drive.run()?;
@@ -96,6 +100,9 @@ pub fn invoke(
     timeline: &mut Timeline,
 ) -> Result<i32, InvokeError> {
     drive.conversation().event(event)?;
+    if drive.machine().is_ready() {
+        timeline.mark(FIRST_INSTRUCTION);
+    }
     drive.release()?;
     let mut first = true;
     loop {

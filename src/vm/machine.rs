@@ -220,6 +220,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Whether no guest instruction has run yet.
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Ready
+    }
+
     /// Serves devices until something happens that the caller must see, or `deadline` passes.
     ///
     /// # Errors
