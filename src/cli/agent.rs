@@ -19,12 +19,16 @@ pub fn find(asked: Option<&Path>) -> Result<PathBuf, Failure> {
     }
     let program = std::env::current_exe().unwrap_or_default();
     let folder = program.parent().unwrap_or(Path::new("."));
-    [folder.join(NAME), folder.join("../lib/ember").join(NAME)].into_iter().find(|path| path.is_file()).ok_or_else(
-        || {
-            let text = format!("No guest agent: there is no {NAME} beside {}; name it with --agent", program.display());
+    [folder.join(NAME), folder.join("../lib/ember").join(NAME)]
+        .into_iter()
+        .find(|path| path.is_file())
+        .ok_or_else(|| {
+            let text = format!(
+                "No guest agent: there is no {NAME} beside {}; name it with --agent",
+                program.display()
+            );
             Failure::text(Kind::Usage, text)
-        },
-    )
+        })
 }
 
 /// Its bytes.

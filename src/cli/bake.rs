@@ -10,7 +10,9 @@ use snapshot_format::state::FormatVersion;
 
 use crate::boot::{self, Kernel, SmallGuest, initramfs};
 use crate::bundle::{Draft, Finished, MemoryReport, Sharing};
-use crate::config::{Asked, AskedDrive, AskedFunction, AskedHttp, AskedLambda, AskedMachine, AskedRoot, Bake};
+use crate::config::{
+    Asked, AskedDrive, AskedFunction, AskedHttp, AskedLambda, AskedMachine, AskedRoot, Bake,
+};
 use crate::config::{EventText, ImageDefaults, Timeouts};
 use crate::devices::{DriveBacking, DriveSetup};
 use crate::function::Conversation;
@@ -41,7 +43,8 @@ pub fn bake(args: BakeArgs) -> Result<u8, Failure> {
     let draft = Draft::create(&target, force)?;
     // From here on there is something to clean up, which a signal must not prevent.
     signals::clean_up_on_signal(draft.directory())?;
-    let mut baker = Baker { asked, draft, progress: Progress::new(json), console: Console::new(show), format };
+    let mut baker =
+        Baker { asked, draft, progress: Progress::new(json), console: Console::new(show), format };
     let parts = baker.gather()?;
     let baked = baker.boot_and_freeze(&parts)?;
     let report = baker.finish(&parts, &baked)?;
@@ -106,13 +109,15 @@ impl Baker {
         let source = Source::detect(&root.path, root.reference.as_deref())?;
         let built = rootfs::build(&source, &self.draft.directory().join(names::ROOT), None, &mut |_| {})?;
         self.draft.adopt(names::ROOT)?;
-        Ok(built.config.map(|config| ImageDefaults {
-            command: config.command,
-            env: config.env,
-            workdir: config.workdir,
-            user: config.user,
-        })
-        .unwrap_or_default())
+        Ok(built
+            .config
+            .map(|config| ImageDefaults {
+                command: config.command,
+                env: config.env,
+                workdir: config.workdir,
+                user: config.user,
+            })
+            .unwrap_or_default())
     }
 
     fn image(&mut self) -> Result<Image, Failure> {
@@ -145,7 +150,9 @@ impl Baker {
             Path::new("/lib/modules").join(release),
         ];
         places.into_iter().find(|path| path.is_dir()).ok_or_else(|| {
-            let text = format!("No modules of kernel {release} were found beside it; name their folder with --modules");
+            let text = format!(
+                "No modules of kernel {release} were found beside it; name their folder with --modules"
+            );
             Failure::text(Kind::Usage, text)
         })
     }
@@ -157,7 +164,11 @@ impl Baker {
         }
         for drive in &self.asked.drives {
             let file = format!("drive-{}.img", drive.id);
-            drives.push(ManifestDrive { id: drive.id.clone(), file: file.clone(), read_only: drive.read_only });
+            drives.push(ManifestDrive {
+                id: drive.id.clone(),
+                file: file.clone(),
+                read_only: drive.read_only,
+            });
             if drive.read_only {
                 self.draft.add_file(&file, &drive.path, Sharing::Copy)?;
             }
@@ -196,7 +207,8 @@ impl Baker {
     }
 
     fn machine(&mut self, parts: &Parts) -> Result<Machine, Failure> {
-        let setups = parts.drives.iter().map(|drive| self.drive_setup(drive)).collect::<Result<Vec<_>, _>>()?;
+        let setups =
+            parts.drives.iter().map(|drive| self.drive_setup(drive)).collect::<Result<Vec<_>, _>>()?;
         let start = ColdStart {
             shape: self.shape(),
             image: &parts.image,
@@ -209,7 +221,8 @@ impl Baker {
 
     fn drive_setup(&self, drive: &ManifestDrive) -> Result<DriveSetup, Failure> {
         let from_user = self.asked.drives.iter().find(|asked| asked.id == drive.id && !asked.read_only);
-        let path = from_user.map_or_else(|| self.draft.directory().join(&drive.file), |asked| asked.path.clone());
+        let path =
+            from_user.map_or_else(|| self.draft.directory().join(&drive.file), |asked| asked.path.clone());
         let base = files::open(&path)?;
         let backing = if drive.read_only {
             DriveBacking::ReadOnly(base)
@@ -296,7 +309,8 @@ fn asked(args: BakeArgs) -> Asked {
         .then_some(AskedHttp { port: args.port, ready_path: args.ready_path });
     let lambda = args.handler.map(|handler| AskedLambda { handler: Some(handler), ..Default::default() });
     let warm_up = args.warm_up.into_iter().map(|text| EventText { text: Some(text), ..Default::default() });
-    let drives = args.drive.into_iter().map(|(id, path)| (id, AskedDrive { path: path.into(), read_only: false }));
+    let drives =
+        args.drive.into_iter().map(|(id, path)| (id, AskedDrive { path: path.into(), read_only: false }));
     Asked {
         kernel: args.kernel,
         modules: args.modules,

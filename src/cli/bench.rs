@@ -48,7 +48,10 @@ fn print(args: &BenchArgs, rows: &[super::run::Row]) -> Result<u8, Failure> {
         output::json(&json!({ "cold_us": cold, "warm_us": warm, "cold_over_warm": ratio, "host": host }))?;
     } else {
         output::line(&output::distribution_table(rows).to_string())?;
-        output::line(&format!("warm is {ratio:.1} times as fast as cold, {} pairs, to the first answer byte", args.pairs))?;
+        output::line(&format!(
+            "warm is {ratio:.1} times as fast as cold, {} pairs, to the first answer byte",
+            args.pairs
+        ))?;
     }
     Ok(0)
 }
@@ -130,7 +133,9 @@ fn failure(end: &std::process::Output, count: usize) -> Failure {
     let code = end.status.code().and_then(|code| u8::try_from(code).ok());
     match code.and_then(Kind::from_code) {
         Some(kind) => Failure::text(kind, text.trim_start_matches("ember: ").to_owned()),
-        None if count == 0 => Failure::text(Kind::GuestFailed, format!("The function answered nothing ({}) {text}", end.status)),
+        None if count == 0 => {
+            Failure::text(Kind::GuestFailed, format!("The function answered nothing ({}) {text}", end.status))
+        }
         None => Failure::text(Kind::GuestFailed, format!("The function failed ({}) {text}", end.status)),
     }
 }

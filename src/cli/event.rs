@@ -116,10 +116,14 @@ mod tests {
     #[test]
     fn an_event_with_content_is_a_post() {
         let args = EventArgs { event_text: Some("x".into()), ..Default::default() };
-        let Event::Http(request) = from_args(&args, Interface::Http, LIMIT).unwrap() else { panic!("no http event") };
+        let Event::Http(request) = from_args(&args, Interface::Http, LIMIT).unwrap() else {
+            panic!("no http event")
+        };
         assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/"));
         let args = EventArgs { header: vec!["A: b:c".into()], path: Some("/p".into()), ..Default::default() };
-        let Event::Http(request) = from_args(&args, Interface::Http, LIMIT).unwrap() else { panic!("no http event") };
+        let Event::Http(request) = from_args(&args, Interface::Http, LIMIT).unwrap() else {
+            panic!("no http event")
+        };
         assert_eq!((request.method.as_str(), request.path.as_str()), ("GET", "/p"));
         assert_eq!(request.headers, [("A".to_owned(), "b:c".to_owned())]);
     }

@@ -27,5 +27,6 @@ pub fn read(path: &Path, max: u64) -> Result<Vec<u8>, Failure> {
 /// # Errors
 /// It cannot be opened.
 pub fn open(path: &Path) -> Result<File, Failure> {
-    File::open(path).map_err(|error| Failure::text(Kind::Usage, format!("Cannot open {}: {error}", path.display())))
+    File::open(path)
+        .map_err(|error| Failure::text(Kind::Usage, format!("Cannot open {}: {error}", path.display())))
 }

@@ -31,13 +31,22 @@ fn facts(inspection: &Inspection) -> String {
     let Inspection { manifest, state, memory, .. } = inspection;
     let function = &manifest.function;
     let interface = serde_json::to_value(function.interface).unwrap_or_default();
-    let sections: Vec<String> =
-        state.sections.iter().map(|section| format!("{}.{} {} B", section.name, section.instance, section.len)).collect();
+    let sections: Vec<String> = state
+        .sections
+        .iter()
+        .map(|section| format!("{}.{} {} B", section.name, section.instance, section.len))
+        .collect();
     let content = memory.content_chunks * memory.granule;
     let rows = [
         ("format", format!("{} (written by {})", state.format, state.creator)),
-        ("machine", format!("{}, {} vCPU, {} memory", state.arch, manifest.machine.vcpus, Size(memory.bytes))),
-        ("memory", format!("{} in chunks of {} with content, the rest zero", Size(content), Size(memory.granule))),
+        (
+            "machine",
+            format!("{}, {} vCPU, {} memory", state.arch, manifest.machine.vcpus, Size(memory.bytes)),
+        ),
+        (
+            "memory",
+            format!("{} in chunks of {} with content, the rest zero", Size(content), Size(memory.granule)),
+        ),
         ("cpu", format!("{}, TSC {} kHz", manifest.cpu.vendor, manifest.cpu.tsc_khz)),
         ("function", format!("{} {}", interface.as_str().unwrap_or_default(), function.command.join(" "))),
         ("kernel", manifest.machine.kernel_cmdline.clone()),

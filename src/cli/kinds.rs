@@ -8,7 +8,9 @@ use crate::devices::DeviceError;
 use crate::function::SessionError;
 use crate::jail::ForkError;
 use crate::rootfs::{DetectError, RootfsError};
-use crate::vm::{BuildError, CaptureError, DriveError, InvokeError, LoadError, RunError, StartError, WarmError};
+use crate::vm::{
+    BuildError, CaptureError, DriveError, InvokeError, LoadError, RunError, StartError, WarmError,
+};
 
 use super::failure::{Kind, ToFailure};
 
@@ -105,7 +107,9 @@ impl ToFailure for WarmError {
 impl ToFailure for LoadError {
     fn kind(&self) -> Kind {
         match self {
-            LoadError::Linux(BootError::TooLittleMemory { .. } | BootError::CommandLine { .. }) => Kind::Usage,
+            LoadError::Linux(BootError::TooLittleMemory { .. } | BootError::CommandLine { .. }) => {
+                Kind::Usage
+            }
             LoadError::Linux(_) => Kind::HostCannot,
             LoadError::Small(error) => error.kind(),
             LoadError::Kernel(error) => error.kind(),

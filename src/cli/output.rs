@@ -109,7 +109,9 @@ fn bake_json(report: &BakeReport) -> serde_json::Value {
         .finished
         .files
         .iter()
-        .map(|file| (file.name.clone(), serde_json::json!({ "bytes": file.len, "allocated": file.allocated })))
+        .map(|file| {
+            (file.name.clone(), serde_json::json!({ "bytes": file.len, "allocated": file.allocated }))
+        })
         .collect();
     let phases: Vec<_> = report.phases.iter().map(|(name, took)| (name, took.as_secs_f64())).collect();
     serde_json::json!({

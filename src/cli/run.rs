@@ -69,7 +69,13 @@ fn died(machine: &crate::jail::MachineProcess) -> Failure {
 }
 
 /// The child's whole life.
-fn machine_process(args: &RunArgs, bundle: &Bundle, event: &Event, mut timeline: Timeline, writer: OwnedFd) -> ! {
+fn machine_process(
+    args: &RunArgs,
+    bundle: &Bundle,
+    event: &Event,
+    mut timeline: Timeline,
+    writer: OwnedFd,
+) -> ! {
     timeline.mark("fork");
     let mut sink = Sink::new(args.json, args.include, bundle.manifest().function.interface);
     let outcome = live(args, bundle, event, &mut timeline, &mut sink);
@@ -137,7 +143,8 @@ fn live_cold(
     let mut conversation = Conversation::cold(contract)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
     timeline.mark(vm::FIRST_INSTRUCTION);
-    let limit = args.timeout.map_or(vm::BOOT_MAX + Duration::from_millis(contract.ready_timeout_ms), |span| span.0);
+    let limit =
+        args.timeout.map_or(vm::BOOT_MAX + Duration::from_millis(contract.ready_timeout_ms), |span| span.0);
     vm::boot_to_ready(&mut drive, Some(Instant::now() + limit), sink)?;
     timeline.mark("boot to ready");
     events(args, bundle, event, &mut drive, timeline, sink)
@@ -153,8 +160,11 @@ fn events(
 ) -> Result<Lived, Failure> {
     let limit = limit(args, bundle);
     let mut lived = Lived { exit_code: 0, events: Vec::new(), block_requests: 0 };
-    for _ in 0..args.repeat {
+    for number in 0..args.repeat {
         let begin = Instant::now();
+        if number > 0 {
+            vm::next_turn(drive, Some(begin + limit))?;
+        }
         lived.exit_code = vm::invoke(drive, event, Some(begin + limit), sink, timeline)?;
         lived.events.push(begin.elapsed());
     }

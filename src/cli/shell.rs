@@ -23,6 +23,11 @@ pub fn completions(shell: clap_complete::Shell) -> Result<u8, Failure> {
 pub fn manual(directory: &Path) -> Result<u8, Failure> {
     std::fs::create_dir_all(directory)
         .and_then(|()| clap_mangen::generate_to(Cli::command(), directory))
-        .map_err(|e| Failure::text(Kind::HostCannot, format!("Cannot write manual pages to {}: {e}", directory.display())))?;
+        .map_err(|e| {
+            Failure::text(
+                Kind::HostCannot,
+                format!("Cannot write manual pages to {}: {e}", directory.display()),
+            )
+        })?;
     Ok(0)
 }

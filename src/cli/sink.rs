@@ -98,7 +98,9 @@ impl Sink {
     fn write(&self, piece: Notice, is_answer: bool) -> io::Result<()> {
         match piece {
             Notice::Output { bytes, .. } if !is_answer => write_all(rustix::stdio::stderr(), &bytes),
-            Notice::Output { bytes, .. } | Notice::Answer { bytes } => write_all(rustix::stdio::stdout(), &bytes),
+            Notice::Output { bytes, .. } | Notice::Answer { bytes } => {
+                write_all(rustix::stdio::stdout(), &bytes)
+            }
             Notice::Head { status, headers } if self.include => {
                 write_all(rustix::stdio::stdout(), head(status, &headers).as_bytes())
             }
@@ -141,9 +143,8 @@ pub struct LogSink;
 
 impl AnswerSink for LogSink {
     fn take(&mut self, piece: Notice) -> io::Result<bool> {
-        match piece {
-            Notice::Output { bytes, .. } => write_all(rustix::stdio::stderr(), &bytes)?,
-            _ => {}
+        if let Notice::Output { bytes, .. } = piece {
+            write_all(rustix::stdio::stderr(), &bytes)?;
         }
         Ok(false)
     }

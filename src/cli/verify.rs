@@ -22,7 +22,12 @@ pub fn verify(args: &BundleArgs) -> Result<u8, Failure> {
         let value = serde_json::to_value(&report).map_err(|e| Failure::new(Kind::Internal, &e))?;
         output::json(&value)?;
     } else {
-        let text = format!("{}: {} files, {}, all as baked", args.bundle.display(), report.files, Size(report.bytes));
+        let text = format!(
+            "{}: {} files, {}, all as baked",
+            args.bundle.display(),
+            report.files,
+            Size(report.bytes)
+        );
         output::line(&text)?;
     }
     Ok(0)

@@ -279,7 +279,8 @@ mod tests {
 
     #[test]
     fn paths_are_relative_to_the_file() {
-        let asked: Asked = toml::from_str("kernel = \"k\"\n[root]\npath = \"/r\"\n[drives.d]\npath = \"i\"").unwrap();
+        let asked: Asked =
+            toml::from_str("kernel = \"k\"\n[root]\npath = \"/r\"\n[drives.d]\npath = \"i\"").unwrap();
         let asked = asked.relative_to(Path::new("/x"));
         assert_eq!(asked.kernel, Some("/x/k".into()));
         assert_eq!(asked.root.path, Some("/r".into()));

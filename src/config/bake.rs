@@ -151,7 +151,8 @@ impl Bake {
         let drives = drives.collect::<Result<Vec<_>, _>>()?;
         check_range("The number of drives", drives.len(), 0, DRIVES_MAX)?;
         let root = asked.root.path.map(|path| RootSource { path, reference: asked.root.reference });
-        let milliseconds = |span: Option<super::Span>, default| span.map_or(default, super::Span::milliseconds);
+        let milliseconds =
+            |span: Option<super::Span>, default| span.map_or(default, super::Span::milliseconds);
         Ok(Bake {
             kernel,
             modules: asked.modules,
@@ -200,7 +201,9 @@ impl Bake {
             user: asked.user.clone().or(image.user.clone()).filter(|user| !user.is_empty()),
             resident: asked.resident.unwrap_or(false),
             http: (self.interface == Interface::Http).then(|| http(asked.http.as_ref())).transpose()?,
-            lambda: (self.interface == Interface::Lambda).then(|| lambda(asked.lambda.as_ref())).transpose()?,
+            lambda: (self.interface == Interface::Lambda)
+                .then(|| lambda(asked.lambda.as_ref()))
+                .transpose()?,
             ready_timeout_ms: self.ready_timeout_ms,
             event_timeout_ms: self.event_timeout_ms,
         })
@@ -273,7 +276,12 @@ fn check_memory(interface: Interface, asked: Option<Size>) -> Result<u64, Invali
     Ok(bytes)
 }
 
-fn check_range<T: PartialOrd + ToString>(what: &'static str, found: T, least: T, most: T) -> Result<T, InvalidError> {
+fn check_range<T: PartialOrd + ToString>(
+    what: &'static str,
+    found: T,
+    least: T,
+    most: T,
+) -> Result<T, InvalidError> {
     if found < least || found > most {
         let expected = format!("{} to {}", least.to_string(), most.to_string());
         return Err(InvalidError::Range { what, found: found.to_string(), expected });

@@ -62,7 +62,8 @@ impl EventSource {
             EventSource::Stdin => bounded(io::stdin().lock(), "standard input"),
             EventSource::File(path) => {
                 let from = path.display().to_string();
-                let file = File::open(path).map_err(|source| EventError::Read { from: from.clone(), source })?;
+                let file =
+                    File::open(path).map_err(|source| EventError::Read { from: from.clone(), source })?;
                 bounded(file, &from)
             }
         }

@@ -7,7 +7,11 @@ mod bake;
 mod event;
 mod units;
 
-pub use asked::{Asked, AskedDrive, AskedFunction, AskedHttp, AskedLambda, AskedMachine, AskedRoot, ConfigError, Timeouts};
-pub use bake::{Bake, DriveFile, ImageDefaults, InvalidError, LINUX_MEMORY_MIN, MEMORY_MAX, RootSource, VCPUS_MAX};
+pub use asked::{
+    Asked, AskedDrive, AskedFunction, AskedHttp, AskedLambda, AskedMachine, AskedRoot, ConfigError, Timeouts,
+};
+pub use bake::{
+    Bake, DriveFile, ImageDefaults, InvalidError, LINUX_MEMORY_MIN, MEMORY_MAX, RootSource, VCPUS_MAX,
+};
 pub use event::{EVENT_MAX, EventError, EventSource, EventText};
 pub use units::{Size, Span, UnitError};

@@ -78,15 +78,10 @@ fn random(bytes: &mut [u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-<<<<<<< HEAD
-    use super::super::virtio::testing::{BUFFERS, Rig, WRITE, bytes};
-    use super::*;
-=======
     use proptest::prelude::*;
 
     use super::super::virtio::testing::{BUFFERS, Rig, WRITE, any_ring, bytes, serve_rings};
     use super::Rng;
->>>>>>> devices
 
     #[test]
     fn a_buffer_is_filled_with_random_bytes() {
@@ -114,8 +109,6 @@ mod tests {
         rig.mmio.serve();
         rig.assert_broken();
     }
-<<<<<<< HEAD
-=======
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(128))]
@@ -125,5 +118,4 @@ mod tests {
             serve_rings(&mut Rig::<Rng>::new(()), 0, &rings);
         }
     }
->>>>>>> devices
 }

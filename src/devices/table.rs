@@ -234,13 +234,6 @@ impl DeviceTable {
     /// # Errors
     /// A device has something in hand that a saved state cannot hold, or a section could not be encoded.
     pub fn save(&self, writer: &mut Writer) -> Result<(), DeviceError> {
-<<<<<<< HEAD
-        writer.put(0, &lock(&self.serial).save())?;
-        for (instance, seat) in (0u32..).zip(&self.seats) {
-            lock(&seat.device).save(instance, writer)?;
-        }
-        if let Some(port) = &self.port {
-=======
         let DeviceTable {
             seats,
             serial,
@@ -260,7 +253,6 @@ impl DeviceTable {
             lock(&seat.device).save(instance, writer)?;
         }
         if let Some(port) = port {
->>>>>>> devices
             writer.put(0, &lock(port).save())?;
         }
         Ok(())

@@ -5,8 +5,8 @@
 // UNSAFE: mapping files and asking for residency are contracts with the kernel that the compiler cannot see.
 #![allow(unsafe_code)]
 
-mod lazy;
 pub mod layout;
+mod lazy;
 mod mapping;
 
 pub use lazy::{LazyError, lazy_paging};

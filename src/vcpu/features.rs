@@ -121,7 +121,13 @@ const WORDS: [Word; 9] = [
     ),
     word(7, 0, Register::Edx, IGNORED_7_EDX, &[(4, "fsrm"), (8, "avx512_vp2intersect"), (24, "amx_tile")]),
     word(7, 1, Register::Eax, 0, &[(4, "avx_vnni"), (5, "avx512_bf16")]),
-    word(0xd, 0, Register::Eax, 0, &[(1, "xsave component sse"), (2, "xsave component avx"), (5, "xsave component opmask")]),
+    word(
+        0xd,
+        0,
+        Register::Eax,
+        0,
+        &[(1, "xsave component sse"), (2, "xsave component avx"), (5, "xsave component opmask")],
+    ),
     word(
         0x8000_0001,
         0,
@@ -178,7 +184,10 @@ impl Word {
         (0..32).filter(move |bit| bits & 1 << bit != 0).map(|bit| {
             let known = self.names.iter().find(|(known, _)| *known == bit);
             known.map_or_else(
-                || format!("CPUID {:#x}.{} {:?} bit {bit}", self.leaf, self.subleaf, self.register).to_lowercase(),
+                || {
+                    format!("CPUID {:#x}.{} {:?} bit {bit}", self.leaf, self.subleaf, self.register)
+                        .to_lowercase()
+                },
                 |(_, name)| (*name).to_owned(),
             )
         })
@@ -196,7 +205,8 @@ mod tests {
     #[test]
     fn what_the_host_lacks_is_named() {
         let saved = [entry(1, 1 << 28 | 1 << 12 | 1 << 5 | 1 << 31)];
-        let host = |word: &Word| if word.leaf == 1 && word.register == Register::Ecx { 1 << 12 } else { u32::MAX };
+        let host =
+            |word: &Word| if word.leaf == 1 && word.register == Register::Ecx { 1 << 12 } else { u32::MAX };
         assert_eq!(missing_on(&saved, host), ["cpuid 0x1.0 ecx bit 5", "avx"]);
     }
 

@@ -5,8 +5,8 @@ use snapshot_format::sections::VcpuState;
 
 use crate::kvm::{KvmVcpu, VmError};
 
-use super::features;
 use super::abi::{AbiError, blob, from_blob, list_blob, list_from_blob};
+use super::features;
 use super::msrs::{MsrSelection, SelectError, TSC, TSC_DEADLINE};
 
 /// Why a vCPU could not be saved or restored.
@@ -33,7 +33,9 @@ pub enum VcpuError {
         count: usize,
     },
     /// The guest was shown a CPU that can do more than this one.
-    #[error("This host's CPU lacks {features}, which the guest was baked with; run it on a host that has them, or bake on this one")]
+    #[error(
+        "This host's CPU lacks {features}, which the guest was baked with; run it on a host that has them, or bake on this one"
+    )]
     Features {
         /// Their names.
         features: String,

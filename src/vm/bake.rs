@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::function::{Event, Notice};
 
 use super::drive::{Drive, Happening};
-use super::invoke::{AnswerSink, InvokeError, boot_to_ready, invoke};
+use super::invoke::{AnswerSink, InvokeError, boot_to_ready, invoke, next_turn};
 use super::timeline::Timeline;
 
 /// How long a guest that reports itself frozen is left alone, so that its vCPUs are idle and its rings empty.
@@ -103,11 +103,15 @@ fn settle(drive: &mut Drive<'_>, limit: Duration) -> Result<(), InvokeError> {
     Ok(())
 }
 
-fn run_events(drive: &mut Drive<'_>, warm_up: &WarmUp<'_>, sink: &mut dyn AnswerSink) -> Result<(), WarmError> {
+fn run_events(
+    drive: &mut Drive<'_>,
+    warm_up: &WarmUp<'_>,
+    sink: &mut dyn AnswerSink,
+) -> Result<(), WarmError> {
     for (number, event) in (1..).zip(warm_up.events) {
         let deadline = Some(Instant::now() + warm_up.event_max);
         match invoke(drive, event, deadline, sink, &mut Timeline::start()) {
-            Ok(0) => {}
+            Ok(0) => next_turn(drive, deadline)?,
             Ok(exit_code) => return Err(WarmError::WarmUpFailed { number, exit_code }),
             Err(source) => return Err(WarmError::WarmUp { number, source }),
         }

@@ -46,7 +46,9 @@ pub fn examine_host() -> Vec<Finding> {
 fn virtualisation(kind: HostKind) -> Finding {
     let what = "hardware virtualisation";
     match kind {
-        HostKind::Hardware => finding(what, Verdict::Good, "VMX or SVM stands behind /dev/kvm".to_owned(), None),
+        HostKind::Hardware => {
+            finding(what, Verdict::Good, "VMX or SVM stands behind /dev/kvm".to_owned(), None)
+        }
         HostKind::Software => finding(
             what,
             Verdict::Limited,
@@ -79,7 +81,9 @@ fn lazy_paging() -> Finding {
             what,
             Verdict::Limited,
             chain(&error),
-            Some("chmod 666 /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1; bundles on local disks do not need it"),
+            Some(
+                "chmod 666 /dev/userfaultfd, or sysctl vm.unprivileged_userfaultfd=1; bundles on local disks do not need it",
+            ),
         ),
     }
 }

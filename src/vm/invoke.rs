@@ -40,7 +40,11 @@ pub enum InvokeError {
 ///
 /// # Errors
 /// No valid acknowledgement: the clone must not be given an event.
-pub fn wake(drive: &mut Drive<'_>, message: &RestoreMessage, timeline: &mut Timeline) -> Result<(), InvokeError> {
+pub fn wake(
+    drive: &mut Drive<'_>,
+    message: &RestoreMessage,
+    timeline: &mut Timeline,
+) -> Result<(), InvokeError> {
     drive.conversation().restore(message)?;
     if matches!(drive.conversation(), Conversation::Port(_)) {
         // A small guest has nothing to make unique. It must not run on from its warm point before its event is there.
@@ -88,6 +92,20 @@ pub fn boot_to_ready(
     }
 }
 
+/// Takes a guest that has answered to where it can be given its next event: a small guest stands still after its answer and
+/// must come to its warm point again; the agent is ready at once.
+///
+/// # Errors
+/// The guest failed or `deadline` passed.
+pub fn next_turn(drive: &mut Drive<'_>, deadline: Option<Instant>) -> Result<(), InvokeError> {
+    if matches!(drive.conversation(), Conversation::Agent(_)) {
+        return Ok(());
+    }
+    drive.release()?;
+    while !matches!(drive.next(deadline)?, Happening::Notice(Notice::Warm)) {}
+    Ok(())
+}
+
 /// Sends `event` and passes its answer on; gives the function's exit code.
 ///
 /// # Errors
@@ -111,7 +129,9 @@ pub fn invoke(
                 timeline.mark(ANSWERED);
                 return Ok(exit_code);
             }
-            Happening::Notice(piece @ (Notice::Output { .. } | Notice::Answer { .. } | Notice::Head { .. })) => {
+            Happening::Notice(
+                piece @ (Notice::Output { .. } | Notice::Answer { .. } | Notice::Head { .. }),
+            ) => {
                 if sink.take(piece).map_err(InvokeError::Sink)? && std::mem::take(&mut first) {
                     timeline.mark(FIRST_ANSWER);
                 }
@@ -120,4 +140,3 @@ pub fn invoke(
         }
     }
 }
-

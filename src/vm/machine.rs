@@ -372,7 +372,7 @@ enum Start<'a> {
     Saved {
         tsc_khz: u32,
         clock_ns: u64,
-        irqchips: [kvm_bindings::kvm_irqchip; 3],
+        irqchips: Box<[kvm_bindings::kvm_irqchip; 3]>,
         vcpus: Vec<snapshot_format::sections::VcpuState>,
     },
 }
@@ -392,6 +392,7 @@ impl<'a> Start<'a> {
             Origin::Cold(load) => (Start::Cold(load), DeviceStates::default()),
             Origin::Saved(saved) => {
                 let SavedMachine { machine, clock, irqchips, vcpus, devices } = *saved;
+                let irqchips = Box::new(irqchips);
                 (Start::Saved { tsc_khz: machine.tsc_khz, clock_ns: clock.clock, irqchips, vcpus }, devices)
             }
         }

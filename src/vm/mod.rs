@@ -18,7 +18,10 @@ pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point};
 pub use capture::CaptureError;
 pub use drive::{Drive, DriveError, Happening};
 pub use host::{Finding, Verdict, cpu_vendor, examine_host};
-pub use invoke::{ANSWERED, AnswerSink, FIRST_ANSWER, FIRST_INSTRUCTION, InvokeError, boot_to_ready, invoke, wake};
+pub use invoke::{
+    ANSWERED, AnswerSink, FIRST_ANSWER, FIRST_INSTRUCTION, InvokeError, boot_to_ready, invoke, next_turn,
+    wake,
+};
 pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
 pub use saved::{SavedError, SavedMachine};

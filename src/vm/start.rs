@@ -4,7 +4,9 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use crate::boot::{BootError, BootMachine, EntryPoint, Kernel, KernelError, SmallGuest, SmallGuestError, VirtioDevice};
+use crate::boot::{
+    BootError, BootMachine, EntryPoint, Kernel, KernelError, SmallGuest, SmallGuestError, VirtioDevice,
+};
 use crate::bundle::{Bundle, OpenError};
 use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, VirtioWindow};
 use crate::memory::{self, GuestMemory, MapError};
@@ -78,7 +80,8 @@ fn clone_drives(bundle: &Bundle) -> Result<Vec<DriveSetup>, StartError> {
         let backing = if drive.read_only {
             DriveBacking::ReadOnly(base)
         } else {
-            let delta = private_file().map_err(|source| StartError::Delta { id: drive.id.clone(), source })?;
+            let delta =
+                private_file().map_err(|source| StartError::Delta { id: drive.id.clone(), source })?;
             DriveBacking::CopyOnWrite { base, delta }
         };
         Ok(DriveSetup { id: drive.id.clone(), backing })
@@ -155,6 +158,15 @@ pub struct ColdStart<'a> {
     pub console: Box<dyn Write + Send>,
 }
 
+impl std::fmt::Debug for ColdStart<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ColdStart")
+            .field("shape", &self.shape)
+            .field("command_line", &self.command_line)
+            .field("drives", &self.drives)
+            .finish_non_exhaustive()
+    }
+}
 
 /// Builds a machine that boots. No guest instruction has run yet.
 ///
@@ -164,7 +176,8 @@ pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, St
     let ColdStart { shape, image, command_line, drives, console } = start;
     let memory = memory::anonymous(shape.memory_bytes)?;
     let devices = setup(matches!(*image, Image::Small(_)), drives, console);
-    let load = |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
+    let load =
+        |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");
     Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Cold(&load), timeline })?)
 }
@@ -184,14 +197,23 @@ pub enum LoadError {
 }
 
 impl Image {
-    fn load(&self, memory: &GuestMemory, line: &str, shape: Shape, windows: &[VirtioWindow]) -> Result<EntryPoint, LoadError> {
+    fn load(
+        &self,
+        memory: &GuestMemory,
+        line: &str,
+        shape: Shape,
+        windows: &[VirtioWindow],
+    ) -> Result<EntryPoint, LoadError> {
         match self {
             Image::Small(guest) => Ok(guest.load(memory, line)?),
             Image::Linux { kernel, initramfs } => {
                 let machine = BootMachine {
                     vcpus: shape.vcpus,
                     memory_bytes: shape.memory_bytes,
-                    virtio: windows.iter().map(|w| VirtioDevice { base: w.base, len: w.len, gsi: w.gsi }).collect(),
+                    virtio: windows
+                        .iter()
+                        .map(|w| VirtioDevice { base: w.base, len: w.len, gsi: w.gsi })
+                        .collect(),
                     serial: true,
                 };
                 Ok(crate::boot::load(memory, kernel, Some(initramfs), line, &machine)?)

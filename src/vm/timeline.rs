@@ -22,7 +22,8 @@ impl Timeline {
         let seconds = u64::try_from(used.tv_sec).unwrap_or_default();
         let used = Duration::new(seconds, u32::try_from(used.tv_nsec).unwrap_or_default());
         let now = Instant::now();
-        let mut timeline = Timeline { start: now.checked_sub(used).unwrap_or(now), marks: Vec::with_capacity(32) };
+        let mut timeline =
+            Timeline { start: now.checked_sub(used).unwrap_or(now), marks: Vec::with_capacity(32) };
         timeline.mark("process start");
         timeline
     }

@@ -179,8 +179,6 @@ fn a_long_queue_is_served_in_turns() {
     assert!(bell.read().is_err());
 }
 
-<<<<<<< HEAD
-=======
 /// A read of `mib` MiB from the start, all into the same MiB of RAM; needs `mib + 2` descriptors from `first` on.
 fn offer_long_read(rig: &mut Rig<Block>, first: u16, mib: usize) {
     fill(&rig.memory, HEADER, &[0; 16]);
@@ -218,7 +216,6 @@ fn a_request_that_would_stall_the_others_is_an_io_error() {
     assert_eq!(bytes(&rig.memory, STATUS, 1), [1]);
 }
 
->>>>>>> devices
 #[test]
 fn the_configuration_tells_capacity_and_segments() {
     let mut rig = Rig::<Block>::new(read_only());

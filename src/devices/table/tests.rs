@@ -1,10 +1,7 @@
 use std::io::Write;
 
-<<<<<<< HEAD
-=======
 use proptest::prelude::*;
 
->>>>>>> devices
 use snapshot_format::state::{CURRENT, DecodeError, Reader};
 
 use super::*;
@@ -185,8 +182,6 @@ fn only_a_writable_drive_has_content_of_its_own() {
     }
     assert_eq!(table.block_requests(), 0);
 }
-<<<<<<< HEAD
-=======
 
 /// An access to a bus: (is it MMIO, is it a write, address, length, value).
 fn bus_access() -> impl Strategy<Value = (bool, bool, u64, usize, u64)> {
@@ -227,4 +222,3 @@ proptest! {
         prop_assert_eq!(saved(&build(states(&bytes))), bytes);
     }
 }
->>>>>>> devices

@@ -99,13 +99,9 @@ fn an_empty_descriptor_is_a_device_error() {
 
 #[test]
 fn a_readable_descriptor_behind_a_writable_one_is_a_device_error() {
-<<<<<<< HEAD
-    expect_broken(|ring, _| ring.offer_chain(0, &[(BUFFERS, 4, WRITE), (BUFFERS, 4, 0)]));
-=======
     expect_broken(|ring, _| {
         ring.offer_chain(0, &[(BUFFERS, 4, WRITE), (BUFFERS, 4, 0), (BUFFERS, 4, WRITE)])
     });
->>>>>>> devices
 }
 
 #[test]
@@ -257,8 +253,6 @@ fn a_notification_without_its_shortcut_rings_the_bell() {
 }
 
 #[test]
-<<<<<<< HEAD
-=======
 fn what_a_driver_queued_before_it_was_ready_is_looked_at() {
     let mut mmio = negotiated();
     let (bells, _) = mmio.wires();
@@ -271,7 +265,6 @@ fn what_a_driver_queued_before_it_was_ready_is_looked_at() {
 }
 
 #[test]
->>>>>>> devices
 fn registers_are_four_bytes_wide_and_aligned() {
     let mut rig = rig();
     let before = rig.mmio.state();

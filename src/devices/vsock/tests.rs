@@ -29,15 +29,11 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
-<<<<<<< HEAD
-        let Rig { mmio, rings, memory, bells: _, line } = Rig::<Vsock>::new(CID);
-=======
         Self::on(Rig::<Vsock>::new(CID))
     }
 
     fn on(rig: Rig<Vsock>) -> Self {
         let Rig { mmio, rings, memory, bells: _, line } = rig;
->>>>>>> devices
         let device = Arc::new(Mutex::new(mmio));
         Guest { stream: VsockStream { device, line }, rings, memory, buffers: 0, fwd: 0, buf_alloc: 1 << 18 }
     }
@@ -214,8 +210,6 @@ fn the_host_sends_no_more_than_the_guest_has_buffers_for_and_hears_of_new_ones()
 }
 
 #[test]
-<<<<<<< HEAD
-=======
 fn a_host_that_lacks_receive_buffers_asks_to_hear_of_new_ones() {
     let memory = test_memory();
     let mmio = transport::<Vsock>(CID, None, &memory).unwrap();
@@ -230,7 +224,6 @@ fn a_host_that_lacks_receive_buffers_asks_to_hear_of_new_ones() {
 }
 
 #[test]
->>>>>>> devices
 fn the_host_sends_no_more_than_the_guests_credit() {
     let mut guest = Guest::new();
     guest.buf_alloc = 100;
