@@ -1,0 +1,168 @@
+//! Static binaries: the product, the small guests and the black-box tests.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::process;
+use crate::progress::step;
+use crate::tree;
+use crate::workspace::{Workspace, make_empty_dir, write};
+
+/// An explicit target keeps the static C library away from build scripts and procedural macros.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// How much time the compiler may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Optimised without link-time optimisation, incremental: for tests.
+    Rig,
+    /// What is shipped: for figures and tarballs.
+    Release,
+}
+
+impl Profile {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Rig => "rig",
+            Self::Release => "release",
+        }
+    }
+}
+
+/// The product's programs.
+#[derive(Debug, Clone)]
+pub struct Product {
+    pub ember: PathBuf,
+    pub agent: PathBuf,
+}
+
+/// One file of `tests/`, compiled.
+#[derive(Debug, Clone)]
+pub struct TestBinary {
+    pub name: String,
+    pub path: PathBuf,
+}
+
+/// Builds the program and the guest agent.
+pub fn product(workspace: &Workspace, profile: Profile) -> Result<Product> {
+    step(&format!("Building static ember and ember-agent ({})", profile.name()), || {
+        process::run(
+            cargo(workspace)
+                .args(["build", "--quiet", "--profile", profile.name(), "--target", TARGET])
+                .args(["--package", "ember", "--package", "guest-agent", "--bins"]),
+        )
+    })?;
+    let dir = workspace.target(TARGET).join(profile.name());
+    Ok(Product { ember: dir.join("ember"), agent: dir.join("ember-agent") })
+}
+
+/// Compiles the small guests into a directory of their own.
+pub fn small_guests(workspace: &Workspace) -> Result<PathBuf> {
+    let (dir, stamp) = (workspace.target("small-guests"), workspace.target("small-guests.stamp"));
+    let sources = tree::state(&workspace.path("tools/small-guests"), Path::new(""))?;
+    if dir.exists() && std::fs::read_to_string(&stamp).is_ok_and(|old| old == sources) {
+        return Ok(dir);
+    }
+    make_empty_dir(&dir)?;
+    step("Building the small guests", || {
+        let mut run = cargo(workspace);
+        run.args([
+            "run",
+            "--quiet",
+            "--target",
+            TARGET,
+            "--package",
+            "small-guests",
+            "--bin",
+            "build-small-guests",
+        ]);
+        process::run(run.arg("--").arg(&dir))
+    })?;
+    write(&stamp, sources)?;
+    Ok(dir)
+}
+
+/// Compiles the black-box tests: every file of `tests/`.
+pub fn test_binaries(workspace: &Workspace) -> Result<Vec<TestBinary>> {
+    if !has_rust_files(&workspace.path("tests")) {
+        return Ok(Vec::new());
+    }
+    step("Building the black-box tests", || {
+        let mut cargo = cargo(workspace);
+        cargo
+            .args([
+                "test",
+                "--no-run",
+                "--quiet",
+                "--message-format=json-render-diagnostics",
+                "--target",
+                TARGET,
+            ])
+            .args(["--package", "ember", "--test", "*"])
+            .stderr(Stdio::inherit());
+        let output = cargo.output().context("Cannot start cargo")?;
+        if !output.status.success() {
+            bail!("The black-box tests do not compile");
+        }
+        Ok(test_artifacts(&String::from_utf8_lossy(&output.stdout)))
+    })
+}
+
+/// `cargo test` with the settings that all tests share, so that dependencies are compiled once.
+pub fn cargo_test(workspace: &Workspace, arguments: &[&str]) -> Command {
+    let mut cargo = cargo(workspace);
+    cargo.args(["test", "--no-fail-fast", "--target", TARGET]).args(arguments);
+    cargo
+}
+
+/// cargo of the running toolchain, set up for static binaries.
+pub fn cargo(workspace: &Workspace) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(workspace.root())
+        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
+        // Either of these would take precedence over the flags above.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        // Test binaries travel into the emulated host: without debug information they are a fifth of the size.
+        .env("CARGO_PROFILE_DEV_DEBUG", "none");
+    cargo
+}
+
+fn has_rust_files(dir: &Path) -> bool {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| path.extension().is_some_and(|e| e == "rs"))
+}
+
+fn test_artifacts(messages: &str) -> Vec<TestBinary> {
+    let artifacts = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    artifacts.filter_map(|message| test_artifact(&message)).collect()
+}
+
+fn test_artifact(message: &Value) -> Option<TestBinary> {
+    let kinds = message.pointer("/target/kind")?.as_array()?;
+    let is_test = kinds.iter().any(|kind| kind == "test");
+    let path = message.get("executable")?.as_str()?;
+    let name = message.pointer("/target/name")?.as_str()?;
+    is_test.then(|| TestBinary { name: name.to_owned(), path: path.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_test_executables_are_taken_from_cargo() {
+        let messages = r#"
+{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"ember"},"executable":null}
+{"reason":"compiler-artifact","target":{"kind":["bin"],"name":"ember"},"executable":"/t/ember"}
+{"reason":"compiler-artifact","target":{"kind":["test"],"name":"boot"},"executable":"/t/boot-1f"}
+not json"#;
+        let found = test_artifacts(messages);
+        assert_eq!(found.len(), 1);
+        assert_eq!((found[0].name.as_str(), found[0].path.as_path()), ("boot", Path::new("/t/boot-1f")));
+    }
+}

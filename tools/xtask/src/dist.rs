@@ -1,0 +1,5 @@
+use crate::workspace::Workspace;
+use anyhow::Result;
+pub fn run(_: &Workspace) -> Result<()> {
+    Ok(())
+}

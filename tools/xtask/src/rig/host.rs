@@ -1,0 +1,291 @@
+//! Jobs on the emulated host: what goes in, what comes out, and what counts as a failure of the host itself.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::console;
+use super::payload::{self, Contents};
+use super::qemu::{Disk, Machine, Remains, Stream};
+use super::{DEFAULT_MEMORY_MIB, initramfs};
+use crate::image;
+use crate::process::{self, command, quote};
+use crate::setup;
+use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
+
+/// Wall-clock time for starting and stopping, on top of the job's own limit.
+const START_AND_STOP: Duration = Duration::from_secs(90);
+
+const GIB: u64 = 1 << 30;
+
+/// Room for results; the disk is sparse.
+const OUT_BYTES: u64 = 16 * GIB;
+
+/// A writable file system that outlives the job, for bundles that later jobs use again.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    pub image: PathBuf,
+}
+
+impl Cache {
+    const BYTES: u64 = 32 * GIB;
+
+    fn prepare(&self) -> Result<()> {
+        if self.image.exists() {
+            return Ok(());
+        }
+        if let Some(dir) = self.image.parent() {
+            make_dir(dir)?;
+        }
+        image::empty(&self.image, Self::BYTES)
+    }
+
+    /// Throws it away: after an unclean end nobody knows what is in it.
+    fn discard(&self) -> Result<()> {
+        std::fs::remove_file(&self.image).with_context(|| format!("Cannot remove {}", self.image.display()))
+    }
+}
+
+/// Something to run on an emulated host of its own.
+#[derive(Debug)]
+pub struct Job {
+    /// Names the directory of its console and output; unique among jobs that run at once.
+    pub name: String,
+    /// A shell script.
+    pub script: String,
+    /// More files that it finds under /job.
+    pub files: Vec<(&'static str, String)>,
+    /// Copied to /in.
+    pub inputs: Vec<PathBuf>,
+    /// Variables besides those that name the parts of the payload.
+    pub environment: Vec<(&'static str, String)>,
+    /// Gets what the job leaves in /out.
+    pub out: Option<PathBuf>,
+    pub icount: bool,
+    pub memory_mib: u32,
+    pub scratch_gib: Option<u64>,
+    pub cache: Option<Cache>,
+    pub limit: Duration,
+}
+
+impl Default for Job {
+    fn default() -> Self {
+        Self {
+            name: "job".to_owned(),
+            script: String::new(),
+            files: Vec::new(),
+            inputs: Vec::new(),
+            environment: Vec::new(),
+            out: None,
+            icount: false,
+            memory_mib: DEFAULT_MEMORY_MIB,
+            scratch_gib: None,
+            cache: None,
+            limit: Duration::from_secs(600),
+        }
+    }
+}
+
+/// The parts that all jobs share.
+#[derive(Debug)]
+pub struct RigHost {
+    runs: PathBuf,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+    payload: PathBuf,
+    environment: Vec<(&'static str, String)>,
+}
+
+impl RigHost {
+    /// Packs initramfs and payload.
+    pub fn prepare(workspace: &Workspace, contents: &Contents) -> Result<Self> {
+        make_dir(&workspace.target("rig/runs"))?;
+        let lock = setup::lock(workspace)?;
+        let host = Self {
+            runs: workspace.target("rig/runs"),
+            kernel: contents.guest.kernel.clone(),
+            initramfs: initramfs::prepare(workspace, &contents.guest)?,
+            payload: payload::prepare(workspace, contents)?,
+            environment: payload::environment(contents),
+        };
+        drop(lock);
+        Ok(host)
+    }
+
+    /// Runs a job, and returns its exit code.
+    ///
+    /// An error means that the host failed, not the job: an oops, a panic, a lockup, or no end within its time.
+    pub fn run(&self, job: &Job, sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>) -> Result<i32> {
+        let dir = self.runs.join(&job.name);
+        make_empty_dir(&dir)?;
+        let machine = self.machine(job, &dir)?;
+        let start = Instant::now();
+        let remains = machine.run(sink)?;
+        let code = verdict(&remains, start.elapsed() >= machine.limit);
+        if let (Err(_), Some(cache)) = (&code, &job.cache) {
+            cache.discard()?;
+        }
+        let code = code.map_err(|reason| report(&reason, &remains, &dir))?;
+        if let Some(out) = &job.out {
+            unpack(&dir.join("out.tar"), out)?;
+        }
+        clear(&dir)?;
+        Ok(code)
+    }
+
+    /// Removes what a job has left, console and output included.
+    pub fn forget(&self, job: &Job) -> Result<()> {
+        let dir = self.runs.join(&job.name);
+        std::fs::remove_dir_all(&dir).with_context(|| format!("Cannot remove {}", dir.display()))
+    }
+
+    fn machine(&self, job: &Job, dir: &Path) -> Result<Machine> {
+        let mut disks = vec![Disk { name: "payload", path: self.payload.clone(), writable: false }];
+        disks.push(Disk { name: "job", path: self.job_disk(job, dir)?, writable: false });
+        if job.out.is_some() {
+            let path = dir.join("out.tar");
+            image::create_sparse(&path, OUT_BYTES)?;
+            disks.push(Disk { name: "out", path, writable: true });
+        }
+        if let Some(gib) = job.scratch_gib {
+            let path = dir.join("scratch.ext4");
+            image::empty(&path, gib * GIB)?;
+            disks.push(Disk { name: "scratch", path, writable: true });
+        }
+        if let Some(cache) = &job.cache {
+            cache.prepare()?;
+            disks.push(Disk { name: "cache", path: cache.image.clone(), writable: true });
+        }
+        Ok(Machine {
+            kernel: self.kernel.clone(),
+            initramfs: self.initramfs.clone(),
+            disks,
+            memory_mib: job.memory_mib,
+            icount: job.icount,
+            limit: job.limit + START_AND_STOP,
+            dir: dir.to_owned(),
+        })
+    }
+
+    /// The disk with the script, its variables and its inputs.
+    fn job_disk(&self, job: &Job, dir: &Path) -> Result<PathBuf> {
+        let tree = dir.join("job");
+        make_dir(&tree.join("in"))?;
+        write(&tree.join("run"), &job.script)?;
+        write(&tree.join("environment"), self.variables(job))?;
+        write(&tree.join("limit"), job.limit.as_secs().to_string())?;
+        for (name, content) in &job.files {
+            write(&tree.join(name), content)?;
+        }
+        for input in &job.inputs {
+            copy_input(input, &tree.join("in"))?;
+        }
+        let image = dir.join("job.ext4");
+        image::of_directory(&tree, &image)?;
+        Ok(image)
+    }
+
+    fn variables(&self, job: &Job) -> String {
+        let all = self.environment.iter().chain(&job.environment);
+        all.map(|(name, value)| format!("export {name}={}\n", quote(value))).collect()
+    }
+}
+
+fn copy_input(input: &Path, into: &Path) -> Result<()> {
+    let input = input.canonicalize().with_context(|| format!("Cannot find {}", input.display()))?;
+    let copy = |option: &str| process::quiet(command("cp").args(["-a", option, "--"]).arg(&input).arg(into));
+    copy("--link").or_else(|_| copy("--sparse=always"))
+}
+
+/// The job's exit code, or why the host cannot be believed.
+fn verdict(remains: &Remains, out_of_time: bool) -> Result<i32, String> {
+    if let Some(line) = console::trouble(&remains.console) {
+        return Err(format!("The emulated host is broken: {}", line.trim()));
+    }
+    if remains.report.lines().any(|line| line == "late") {
+        return Err("The command was not done within its time and was killed".to_owned());
+    }
+    let code = remains.report.lines().find_map(|line| line.strip_prefix("exit ")?.trim().parse().ok());
+    match code {
+        Some(code) => Ok(code),
+        None if out_of_time => {
+            Err("The emulated host was not done within its time and was killed".to_owned())
+        }
+        None => Err(format!("The emulated host ended without a result ({})", remains.status)),
+    }
+}
+
+fn report(reason: &str, remains: &Remains, dir: &Path) -> anyhow::Error {
+    let messages = console::without_feature_warnings(&remains.messages);
+    let console = console::excerpt(&remains.console, 60);
+    anyhow!("{reason}\n{messages}{console}    (everything it said is in {})", dir.display())
+}
+
+/// Unpacks what was written to the disk of the results.
+fn unpack(disk: &Path, into: &Path) -> Result<()> {
+    make_dir(into)?;
+    let mut file = File::open(disk).with_context(|| format!("Cannot open {}", disk.display()))?;
+    let mut first = [0; 512];
+    file.read_exact(&mut first)?;
+    if first == [0; 512] {
+        bail!("The emulated host wrote no results");
+    }
+    let mut archive = tar::Archive::new(File::open(disk)?);
+    archive.set_preserve_mtime(false);
+    archive.unpack(into).with_context(|| format!("Cannot unpack the results into {}", into.display()))
+}
+
+/// Removes the disks of a job that went well; its console and output stay.
+fn clear(dir: &Path) -> Result<()> {
+    for name in ["job.ext4", "out.tar", "scratch.ext4"] {
+        let path = dir.join(name);
+        if path.exists() {
+            std::fs::remove_file(&path).with_context(|| format!("Cannot remove {}", path.display()))?;
+        }
+    }
+    std::fs::remove_dir_all(dir.join("job"))
+        .with_context(|| format!("Cannot remove {}", dir.join("job").display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    fn remains(console: &str, report: &str) -> Remains {
+        Remains {
+            status: ExitStatus::from_raw(0),
+            console: console.to_owned(),
+            report: report.to_owned(),
+            messages: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_exit_code_is_what_the_host_reported() {
+        assert_eq!(verdict(&remains("", "exit 7\n"), false), Ok(7));
+    }
+
+    #[test]
+    fn an_oops_is_a_failure_even_when_the_job_reported_success() {
+        assert!(
+            verdict(&remains("[ 9.0] Oops: int3: 0000\n", "exit 0\n"), false).unwrap_err().contains("int3")
+        );
+    }
+
+    #[test]
+    fn a_command_out_of_time_is_a_failure() {
+        assert!(verdict(&remains("", "late\nexit 137\n"), false).unwrap_err().contains("within its time"));
+    }
+
+    #[test]
+    fn a_host_that_says_nothing_never_passes() {
+        assert!(verdict(&remains("", ""), false).unwrap_err().contains("without a result"));
+        assert!(verdict(&remains("", ""), true).unwrap_err().contains("within its time"));
+    }
+}

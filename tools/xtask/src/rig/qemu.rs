@@ -1,0 +1,219 @@
+//! QEMU as the emulated host: its command line, and watching it until it is off.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::process;
+
+/// Where the job's output comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Its standard output.
+    Output,
+    /// Its standard error.
+    Errors,
+}
+
+/// A raw disk; the name is its serial number in the emulated host.
+#[derive(Debug)]
+pub struct Disk {
+    pub name: &'static str,
+    pub path: PathBuf,
+    pub writable: bool,
+}
+
+/// An emulated host that is not switched on yet.
+#[derive(Debug)]
+pub struct Machine {
+    pub kernel: PathBuf,
+    pub initramfs: PathBuf,
+    pub disks: Vec<Disk>,
+    pub memory_mib: u32,
+    pub icount: bool,
+    /// It is killed when it is not off by then.
+    pub limit: Duration,
+    /// Console, output and status are kept here.
+    pub dir: PathBuf,
+}
+
+/// What is left of an emulated host.
+#[derive(Debug)]
+pub struct Remains {
+    pub status: ExitStatus,
+    /// Its serial console.
+    pub console: String,
+    /// What its scripts reported.
+    pub report: String,
+    /// What QEMU itself had to say.
+    pub messages: String,
+}
+
+/// Virtual serial ports: fast, 8 bits clean, and no terminal in between.
+const PORTS: [&str; 3] = ["output", "errors", "status"];
+
+impl Machine {
+    /// Runs it until it is off, passing on what the job prints while it prints it.
+    pub fn run(&self, sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>) -> Result<Remains> {
+        for port in PORTS {
+            File::create(self.port(port))
+                .with_context(|| format!("Cannot write in {}", self.dir.display()))?;
+        }
+        let mut tails = [
+            (Stream::Output, Tail::open(&self.port("output"))?),
+            (Stream::Errors, Tail::open(&self.port("errors"))?),
+        ];
+        let mut child = Running(self.start()?);
+        let status = loop {
+            let ended = child.0.try_wait().context("Cannot wait for QEMU")?;
+            // Read after looking: what was printed before the end is there by now.
+            for (stream, tail) in &mut tails {
+                tail.pass_on(|bytes| sink(*stream, bytes))?;
+            }
+            match ended {
+                Some(status) => break status,
+                None => sleep(Duration::from_millis(50)),
+            }
+        };
+        let text = |name: &str| read_lossy(&self.dir.join(name));
+        Ok(Remains { status, console: text("console"), report: text("status"), messages: text("messages") })
+    }
+
+    fn start(&self) -> Result<Child> {
+        let messages = self.dir.join("messages");
+        let file =
+            File::create(&messages).with_context(|| format!("Cannot create {}", messages.display()))?;
+        process::guarded("qemu-system-x86_64", self.limit)
+            .args(self.arguments())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::from(file))
+            .spawn()
+            .context("Cannot start QEMU")
+    }
+
+    fn arguments(&self) -> Vec<OsString> {
+        let mut words = Words::default();
+        words
+            // One processor in one thread: with more, emulated code patching between processors kills kernels.
+            .text("-machine q35 -accel tcg,thread=single,tb-size=1024 -cpu EPYC,+svm,+npt -smp 1")
+            .text("-nodefaults -display none -no-reboot -net none")
+            .pair("-m", format!("{}M", self.memory_mib))
+            .pair("-kernel", &self.kernel)
+            .pair("-initrd", &self.initramfs)
+            // An oops or a lockup ends the run at once instead of letting it limp into its time limit.
+            .pair("-append", "console=ttyS0 quiet panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=30")
+            .pair("-serial", with_path("file:", &self.dir.join("console")))
+            .pair("-device", "virtio-serial-pci");
+        if self.icount {
+            words.text("-icount shift=0,sleep=off");
+        }
+        for port in PORTS {
+            words
+                .pair("-chardev", with_path(&format!("file,id={port},path="), &self.port(port)))
+                .pair("-device", format!("virtserialport,chardev={port},name=ember.{port}"));
+        }
+        for disk in &self.disks {
+            let access = if disk.writable { "cache=unsafe,discard=unmap" } else { "readonly=on" };
+            let drive = format!("if=none,id={},format=raw,{access},file=", disk.name);
+            words
+                .pair("-drive", with_path(&drive, &disk.path))
+                .pair("-device", format!("virtio-blk-pci,drive={0},serial={0}", disk.name));
+        }
+        words.0
+    }
+
+    fn port(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+}
+
+/// A path inside one of QEMU's option lists, where a comma is written twice.
+fn with_path(option: &str, path: &Path) -> OsString {
+    let mut text = OsString::from(option);
+    text.push(path.to_string_lossy().replace(',', ",,"));
+    text
+}
+
+#[derive(Default)]
+struct Words(Vec<OsString>);
+
+impl Words {
+    fn text(&mut self, words: &str) -> &mut Self {
+        self.0.extend(words.split_whitespace().map(OsString::from));
+        self
+    }
+
+    fn pair(&mut self, option: &str, value: impl Into<OsString>) -> &mut Self {
+        self.0.push(option.into());
+        self.0.push(value.into());
+        self
+    }
+}
+
+/// QEMU while it runs; an error on the way must not leave it behind.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // An error here means that it has ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+/// The end of a file that another process is writing.
+struct Tail {
+    file: File,
+    buffer: Vec<u8>,
+}
+
+impl Tail {
+    fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("Cannot open {}", path.display()))?;
+        Ok(Self { file, buffer: Vec::new() })
+    }
+
+    fn pass_on(&mut self, mut sink: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        self.buffer.clear();
+        self.file.read_to_end(&mut self.buffer).context("Cannot read the output of the emulated host")?;
+        if self.buffer.is_empty() { Ok(()) } else { sink(&self.buffer) }
+    }
+}
+
+fn read_lossy(path: &Path) -> String {
+    std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comma_in_a_path_is_not_an_option() {
+        assert_eq!(with_path("file=", Path::new("/a,b")), OsString::from("file=/a,,b"));
+    }
+
+    #[test]
+    fn the_exact_clock_is_only_there_when_asked_for() {
+        let mut machine = Machine {
+            kernel: "k".into(),
+            initramfs: "i".into(),
+            disks: Vec::new(),
+            memory_mib: 1,
+            icount: false,
+            limit: Duration::from_secs(1),
+            dir: "d".into(),
+        };
+        let has = |machine: &Machine| machine.arguments().contains(&OsString::from("-icount"));
+        assert!(!has(&machine));
+        machine.icount = true;
+        assert!(has(&machine));
+    }
+}

@@ -1,0 +1,59 @@
+//! `cargo xtask setup`: everything the other commands need, fetched once.
+//!
+//! Debian packages are installed; the guest's kernel and userland are only downloaded and unpacked under `target/guest`,
+//! because a guest kernel has no business in the host's boot menu. Every step has a stamp, so a second run only looks.
+
+mod debian;
+mod kernel;
+mod python;
+mod stamp;
+
+pub use stamp::digest;
+
+use std::fs::File;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::progress::say;
+use crate::workspace::{Workspace, make_dir};
+
+/// What set-up leaves for guests.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// The kernel as a bzImage.
+    pub kernel: PathBuf,
+    /// Its release, `uname -r` of a guest.
+    pub release: String,
+    /// Its modules, with `modules.dep`.
+    pub modules: PathBuf,
+    /// The python root as an ext4 image.
+    pub python_image: PathBuf,
+}
+
+/// Prints what there is after making sure of it.
+pub fn run(workspace: &Workspace) -> Result<()> {
+    let guest = prepare(workspace)?;
+    say(&format!("Set up: guest kernel {}, python root {}", guest.release, guest.python_image.display()));
+    Ok(())
+}
+
+/// Makes sure that everything is there.
+pub fn prepare(workspace: &Workspace) -> Result<Guest> {
+    debian::check_release()?;
+    let lock = lock(workspace)?;
+    debian::install_missing()?;
+    let kernel = kernel::prepare(workspace)?;
+    let python_image = python::prepare(workspace)?;
+    drop(lock);
+    Ok(Guest { kernel: kernel.image, release: kernel.release, modules: kernel.modules, python_image })
+}
+
+/// Keeps a second set-up in the same checkout waiting until this one is done.
+pub fn lock(workspace: &Workspace) -> Result<File> {
+    let path = workspace.guest("lock");
+    make_dir(&workspace.guest("downloads"))?;
+    let file = File::create(&path).with_context(|| format!("Cannot create {}", path.display()))?;
+    file.lock().with_context(|| format!("Cannot lock {}", path.display()))?;
+    Ok(file)
+}

@@ -1,0 +1,167 @@
+//! The guest's python root: Debian's interpreter with its libraries, busybox, and the wheels of the tests.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::{debian, stamp};
+use crate::process::{self, command};
+use crate::workspace::{Workspace, make_dir, make_empty_dir, rename, write};
+use crate::{image, progress};
+
+/// The interpreter, its standard library, and every library they load.
+const PACKAGES: &str = "python3-minimal python3.11-minimal libpython3.11-minimal libpython3.11-stdlib \
+    libc6 libgcc-s1 libstdc++6 zlib1g libexpat1 libssl3 libffi8 libbz2-1.0 liblzma5 libsqlite3-0 libuuid1 \
+    libncursesw6 libtinfo6 libreadline8 libcrypt1 libdb5.3 libnsl2 libtirpc3 libgssapi-krb5-2 libkrb5-3 \
+    libk5crypto3 libkrb5support0 libkeyutils1 libcom-err2 media-types busybox-static";
+
+/// Goes into the stamp: raise it when the steps below change.
+const RECIPE: &str = "recipe 1";
+
+const REQUIREMENTS: &str = include_str!("../../python-requirements.txt");
+
+/// Where Debian's python looks for what its administrator installed.
+const SITE: &str = "usr/local/lib/python3.11/dist-packages";
+
+/// Directories a guest mounts things on or a function expects.
+const DIRS: [&str; 12] =
+    ["dev", "proc", "sys", "tmp", "run", "root", "mnt", "bin", "etc", "var/tmp", "var/task", "opt/function"];
+
+/// Makes the root image unless it is there, and returns its path.
+pub fn prepare(workspace: &Workspace) -> Result<PathBuf> {
+    let image = workspace.guest("python-root.ext4");
+    let names: Vec<String> = PACKAGES.split_whitespace().map(str::to_owned).collect();
+    match debian::available(&names) {
+        Ok(versions) => {
+            let inputs = [versions.as_str(), REQUIREMENTS, RECIPE].join("\n");
+            stamp::once(workspace, "python", &inputs, &image, "Making the guest's python root", || {
+                make(workspace, &names, &image)
+            })?;
+        }
+        Err(_) if image.exists() => {}
+        Err(error) => return Err(error),
+    }
+    Ok(image)
+}
+
+fn make(workspace: &Workspace, names: &[String], image: &Path) -> Result<()> {
+    let debs = debian::download(names, &workspace.guest("downloads/python"))?;
+    let wheels = download_wheels(workspace)?;
+    let root = workspace.guest("python-root.new");
+    make_empty_dir(&root)?;
+    debian::unpack(&debs, &root)?;
+    lay_out(&root)?;
+    unpack_wheels(&wheels, &root)?;
+    trim(&root)?;
+    compile(&root)?;
+    let done = workspace.guest("python-root");
+    make_empty_dir(&done)?;
+    rename(&root, &done)?;
+    image::of_directory(&done, image)
+}
+
+/// pip checks the digests in the requirements before it keeps a file.
+fn download_wheels(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+    let dir = workspace.guest("downloads/wheels");
+    let list = workspace.guest("downloads/python-requirements.txt");
+    write(&list, REQUIREMENTS)?;
+    let python = debian::python_with_pip()?;
+    process::retry("pip download", || {
+        make_empty_dir(&dir)?;
+        let mut pip = command(python);
+        pip.args([
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--require-hashes",
+            "--no-deps",
+        ])
+        .args(["--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp"])
+        .args(["--platform", "manylinux2014_x86_64", "--dest"])
+        .arg(&dir)
+        .arg("--requirement")
+        .arg(&list);
+        process::quiet(&mut pip)
+    })?;
+    let files = std::fs::read_dir(&dir).with_context(|| format!("Cannot read {}", dir.display()))?;
+    Ok(files.flatten().map(|entry| entry.path()).collect())
+}
+
+fn unpack_wheels(wheels: &[PathBuf], root: &Path) -> Result<()> {
+    let site = root.join(SITE);
+    make_dir(&site)?;
+    for wheel in wheels {
+        process::quiet(
+            command(debian::python_with_pip()?).args(["-m", "zipfile", "-e"]).arg(wheel).arg(&site),
+        )?;
+    }
+    Ok(())
+}
+
+/// What installation scripts and base packages would have made.
+fn lay_out(root: &Path) -> Result<()> {
+    for dir in DIRS {
+        make_dir(&root.join(dir))?;
+    }
+    for dir in ["tmp", "var/tmp"] {
+        let open = std::fs::Permissions::from_mode(0o1777);
+        std::fs::set_permissions(root.join(dir), open)
+            .with_context(|| format!("Cannot open /{dir} to all"))?;
+    }
+    write(
+        &root.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+    )?;
+    write(&root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
+    write(&root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
+    link_applets(root)
+}
+
+/// Gives the root a shell and the usual small programs.
+fn link_applets(root: &Path) -> Result<()> {
+    let applets = process::read(Command::new(root.join("bin/busybox")).arg("--list"))?;
+    for applet in applets.lines() {
+        let link = root.join("bin").join(applet);
+        if link.symlink_metadata().is_err() {
+            symlink("busybox", &link).with_context(|| format!("Cannot link {}", link.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Drops what no function reads.
+fn trim(root: &Path) -> Result<()> {
+    for dir in ["doc", "man", "locale", "lintian", "bug", "doc-base", "pixmaps", "applications", "menu"] {
+        let dir = root.join("usr/share").join(dir);
+        if dir.exists() {
+            std::fs::remove_dir_all(&dir).with_context(|| format!("Cannot remove {}", dir.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Compiles the standard library and the wheels, which packages do when they are installed.
+///
+/// A guest's root is read-only and its overlay is new with every boot: without this every cold start would compile again.
+/// The guest's own interpreter does it, run by its own loader, so the files fit it whatever python the host has.
+fn compile(root: &Path) -> Result<()> {
+    progress::say("    compiling the standard library");
+    let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"].map(|dir| root.join(dir));
+    let mut python = Command::new(root.join("lib/x86_64-linux-gnu/ld-linux-x86-64.so.2"));
+    python
+        .arg("--library-path")
+        .arg(std::env::join_paths(&libraries)?)
+        .arg(root.join("usr/bin/python3.11"))
+        .args(["-m", "compileall", "-q", "-j", "0", "--invalidation-mode", "unchecked-hash", "-s"])
+        .arg(root)
+        .args(["-p", "/"])
+        .arg(root.join("usr/lib/python3.11"))
+        .arg(root.join(SITE))
+        .env("PYTHONHOME", root.join("usr"))
+        .env_remove("PYTHONPATH");
+    process::quiet(&mut python)
+}

@@ -1,0 +1,101 @@
+//! Which black-box tests run together, where, and with what.
+
+use anyhow::{Result, anyhow};
+
+use crate::rig::DEFAULT_MEMORY_MIB;
+
+/// What a group needs of the machine it runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// VMX or SVM, for Linux guests: natively where it is there, else in the rig.
+    Linux,
+    /// Any working /dev/kvm, for small guests: natively where it is there, and in the rig as well.
+    Small,
+    /// No virtual machine at all: natively.
+    Anywhere,
+}
+
+/// Tests that share one boot of the emulated host.
+///
+/// A group holds the files `tests/NAME.rs` and `tests/NAME_*.rs`.
+#[derive(Debug)]
+pub struct Group {
+    pub name: &'static str,
+    pub place: Place,
+    /// In the rig, time is the number of executed instructions. Guests have one vCPU then.
+    pub icount: bool,
+    /// Memory of the emulated host.
+    pub memory_mib: u32,
+    /// Seconds that each case may take, by the clock of where it runs.
+    pub case_limit: u64,
+}
+
+impl Group {
+    const fn new(name: &'static str, place: Place, case_limit: u64) -> Self {
+        Self { name, place, icount: false, memory_mib: DEFAULT_MEMORY_MIB, case_limit }
+    }
+
+    const fn icount(mut self) -> Self {
+        self.icount = true;
+        self
+    }
+
+    const fn memory_mib(mut self, memory_mib: u32) -> Self {
+        self.memory_mib = memory_mib;
+        self
+    }
+}
+
+/// All groups. Two run at a time in this order, so the long ones come first.
+pub const GROUPS: [Group; 12] = [
+    // Python's own imports and its three clones at once.
+    Group::new("lambda", Place::Linux, 300),
+    Group::new("http", Place::Linux, 300),
+    Group::new("exec", Place::Linux, 300),
+    // Root images from directories, OCI layouts and archives.
+    Group::new("root", Place::Linux, 300),
+    // What is asserted there is counted in instructions.
+    Group::new("figures", Place::Linux, 300).icount(),
+    // Bundles with damage, and a disk or memory that runs out.
+    Group::new("bad", Place::Linux, 300),
+    // One to eight vCPUs, memory up to both sides of the hole below 4 GiB.
+    Group::new("machine", Place::Linux, 300).memory_mib(12 * 1024),
+    // Command line, exit codes, signals, ordinary users.
+    Group::new("command", Place::Linux, 180),
+    Group::new("guest", Place::Linux, 180),
+    Group::new("small", Place::Small, 120),
+    Group::new("format", Place::Small, 120),
+    Group::new("offline", Place::Anywhere, 120),
+];
+
+/// The group of a test binary.
+pub fn of_binary(binary: &str) -> Result<&'static Group> {
+    let holds =
+        |group: &&Group| binary.strip_prefix(group.name).is_some_and(|r| r.is_empty() || r.starts_with('_'));
+    GROUPS.iter().find(holds).ok_or_else(|| {
+        anyhow!(
+            "tests/{binary}.rs is in no group: name it GROUP.rs or GROUP_*.rs after a row of \
+             tools/xtask/src/test/groups.rs, or add a row"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binary_belongs_to_the_group_it_is_named_after() {
+        assert_eq!(of_binary("small").unwrap().name, "small");
+        assert_eq!(of_binary("small_restore").unwrap().name, "small");
+        assert!(of_binary("smaller").unwrap_err().to_string().contains("smaller.rs is in no group"));
+    }
+
+    #[test]
+    fn every_group_has_its_own_name() {
+        let mut names: Vec<&str> = GROUPS.iter().map(|group| group.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), GROUPS.len());
+    }
+}

@@ -1,0 +1,166 @@
+//! `cargo xtask test`: unit tests, then black-box tests where their virtual machines can run.
+
+mod cases;
+mod groups;
+mod native;
+mod report;
+mod rigged;
+mod tally;
+mod unit;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::build::{self, Profile};
+use crate::host::{self, Kvm};
+use crate::progress::say;
+use crate::rig::{Contents, RigHost, content_key};
+use crate::setup;
+use crate::workspace::Workspace;
+use cases::Case;
+use groups::{GROUPS, Group, Place};
+use native::Native;
+use report::Report;
+use rigged::GroupRun;
+
+/// The name of the tests beside the code on the command line.
+const UNIT: &str = "unit";
+
+/// Which tests to run.
+#[derive(Debug, Args)]
+pub struct TestArguments {
+    /// Also the cases that are too long or too large for every run.
+    #[arg(long)]
+    full: bool,
+    /// Linux guests in the rig even where this machine could run them.
+    #[arg(long)]
+    rig: bool,
+    /// Only these: `unit`, or groups of tools/xtask/src/test/groups.rs.
+    #[arg(value_name = "GROUP")]
+    groups: Vec<String>,
+}
+
+impl TestArguments {
+    fn wants(&self, name: &str) -> bool {
+        self.groups.is_empty() || self.groups.iter().any(|group| group == name)
+    }
+
+    fn check(&self) -> Result<()> {
+        let known: Vec<&str> = std::iter::once(UNIT).chain(GROUPS.iter().map(|group| group.name)).collect();
+        match self.groups.iter().find(|name| !known.contains(&name.as_str())) {
+            Some(name) => bail!("There is no test group {name}, only: {}", known.join(", ")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Runs them and prints the counts.
+pub fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<ExitCode> {
+    arguments.check()?;
+    let guest = setup::prepare(workspace)?;
+    let report = Report::default();
+    if arguments.wants(UNIT) {
+        unit::run(workspace, &mut report.tally())?;
+    }
+    if GROUPS.iter().any(|group| arguments.wants(group.name)) {
+        run_black_box(workspace, arguments, guest, &report)?;
+    }
+    let tally = report.tally();
+    println!("{tally}");
+    let ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
+    Ok(if tally.is_success(ci) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn run_black_box(
+    workspace: &Workspace,
+    arguments: &TestArguments,
+    guest: setup::Guest,
+    report: &Report,
+) -> Result<()> {
+    let contents = Contents {
+        product: build::product(workspace, Profile::Rig)?,
+        small_guests: build::small_guests(workspace)?,
+        tests: build::test_binaries(workspace)?,
+        guest,
+    };
+    let mut listing = cases::list(&contents.tests, arguments.full)?;
+    listing.cases.retain(|case| arguments.wants(case.group.name));
+    listing.skips.into_iter().for_each(|skip| report.tally().skip(skip));
+    if listing.waiting > 0 {
+        say(&format!("{} cases wait for --full", listing.waiting));
+    }
+    let kvm = if arguments.rig { Kvm::Unusable } else { Kvm::of_this_machine() };
+    let key = content_key(workspace, &contents)?;
+
+    let native: Vec<Case> =
+        listing.cases.iter().filter(|case| runs_natively(case.group, kvm)).cloned().collect();
+    Native::prepare(workspace, &contents, &key)?.run(&native, arguments.full, report)?;
+
+    let rigged: Vec<&Group> = GROUPS
+        .iter()
+        .filter(|group| {
+            runs_in_rig(group, kvm) && listing.cases.iter().any(|case| case.group.name == group.name)
+        })
+        .collect();
+    if rigged.is_empty() {
+        return Ok(());
+    }
+    if !kvm.runs_linux() {
+        say(&format!("Linux guests run in an emulated host, because {}", kvm.reason()));
+    }
+    let host = RigHost::prepare(workspace, &contents)?;
+    let run_of = |group: &&'static Group| -> Result<GroupRun> {
+        let cases = listing.cases.iter().filter(|case| case.group.name == group.name).cloned().collect();
+        let cache = rigged::cache_of(workspace, group, &key)?;
+        Ok(GroupRun { group, cases, host: &host, cache, full: arguments.full })
+    };
+    let runs = rigged.iter().map(run_of).collect::<Result<Vec<_>>>()?;
+    rigged::run_all(runs, workers(), report)
+}
+
+fn runs_natively(group: &Group, kvm: Kvm) -> bool {
+    match group.place {
+        Place::Linux => kvm.runs_linux(),
+        Place::Small => kvm.runs_small_guests(),
+        Place::Anywhere => true,
+    }
+}
+
+fn runs_in_rig(group: &Group, kvm: Kvm) -> bool {
+    match group.place {
+        Place::Linux => !kvm.runs_linux(),
+        Place::Small => true,
+        Place::Anywhere => false,
+    }
+}
+
+/// Two emulated hosts at once where processors and memory are there for both.
+fn workers() -> usize {
+    const TWO_HOSTS_MIB: u64 = 10 * 1024;
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    if processors >= 2 && host::available_memory_mib() >= TWO_HOSTS_MIB { 2 } else { 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_guests_always_run_in_the_rig_and_natively_where_they_can() {
+        let small = groups::of_binary("small").unwrap();
+        for kvm in [Kvm::Hardware, Kvm::Software, Kvm::Unusable] {
+            assert!(runs_in_rig(small, kvm));
+            assert_eq!(runs_natively(small, kvm), kvm != Kvm::Unusable);
+        }
+    }
+
+    #[test]
+    fn linux_guests_run_in_exactly_one_place() {
+        let linux = groups::of_binary("exec").unwrap();
+        for kvm in [Kvm::Hardware, Kvm::Software, Kvm::Unusable] {
+            assert_ne!(runs_natively(linux, kvm), runs_in_rig(linux, kvm));
+        }
+    }
+}
