@@ -1,1 +1,5 @@
-fn main() {}
+//! Parse, run, print the error chain once, exit code.
+
+fn main() -> std::process::ExitCode {
+    ember::cli::main()
+}

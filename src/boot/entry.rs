@@ -163,6 +163,9 @@ pub struct EntryPoint {
     pub cr4: u64,
     /// Extended feature enable register.
     pub efer: u64,
+    /// Extended control register 0: the XSAVE features to switch on, as far as the CPU has them. 1, its value at reset, for a kernel
+    /// that sets its own; a guest at privilege level 3 cannot.
+    pub xcr0: u64,
 }
 
 #[cfg(test)]

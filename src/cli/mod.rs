@@ -1,1 +1,91 @@
-//! (room cli)
+//! One file per command: the only room that knows argv.
+
+mod agent;
+mod args;
+mod bake;
+mod bench;
+mod console;
+mod doctor;
+mod event;
+mod failure;
+mod files;
+mod identity;
+mod image;
+mod inspect;
+mod kinds;
+mod output;
+mod progress;
+mod report;
+mod run;
+mod shell;
+mod signals;
+mod sink;
+mod statistics;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::vm::Timeline;
+
+use args::{Cli, Command};
+use failure::{Failure, Kind};
+
+/// Parses the command line, runs the command, prints a failure once, and gives the exit code.
+pub fn main() -> ExitCode {
+    let mut timeline = Timeline::of_process();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    timeline.mark("arguments");
+    let as_json = wants_json(&cli.command);
+    match run(cli.command, timeline) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            report(&failure, as_json);
+            ExitCode::from(failure.kind().code())
+        }
+    }
+}
+
+fn run(command: Command, timeline: Timeline) -> Result<u8, Failure> {
+    match command {
+        Command::Bake(args) => bake::bake(*args),
+        Command::Run(args) => run::run(&args, timeline),
+        Command::Bench(args) => bench::bench(&args),
+        Command::Inspect(args) => inspect::inspect(&args),
+        Command::Verify(args) => verify::verify(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Image(args) => image::image(&args),
+        Command::Completions { shell } => shell::completions(shell),
+        Command::Man { directory } => shell::manual(&directory),
+    }
+}
+
+/// Help and version are no failures; anything else is a wrong command line.
+fn refuse(error: &clap::Error) -> ExitCode {
+    // Where standard output is closed nobody can be told.
+    error.print().ok();
+    if error.use_stderr() { ExitCode::from(Kind::Usage.code()) } else { ExitCode::SUCCESS }
+}
+
+fn wants_json(command: &Command) -> bool {
+    match command {
+        Command::Bake(args) => args.json,
+        Command::Run(args) => args.json,
+        Command::Bench(args) => args.json,
+        Command::Inspect(args) | Command::Verify(args) => args.json,
+        Command::Doctor(args) => args.json,
+        Command::Image(_) | Command::Completions { .. } | Command::Man { .. } => false,
+    }
+}
+
+fn report(failure: &Failure, as_json: bool) {
+    if as_json {
+        // Where standard output is closed, the exit code still tells.
+        output::json(&failure.to_json()).ok();
+    }
+    eprintln!("ember: {failure}");
+}

@@ -6,8 +6,10 @@
 #![allow(unsafe_code)]
 
 pub mod layout;
+mod lazy;
 mod mapping;
 
+pub use lazy::{LazyError, lazy_paging};
 pub use mapping::{MapError, anonymous, copy_on_write, visit_touched};
 pub use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 

@@ -12,6 +12,9 @@ const LVT_LINT1: usize = 0x360;
 const MODE_EXTINT: u32 = 0b111 << 8;
 const MODE_NMI: u32 = 0b100 << 8;
 
+/// XCR0 of a processor after reset: x87 alone.
+const XCR0_RESET: u64 = 1;
+
 /// IA32_MISC_ENABLE, fast-strings bit, which Linux expects of firmware.
 const MISC_ENABLE: (u32, u64) = (0x1a0, 1);
 /// IA32_MTRR_DEF_TYPE: MTRRs on, default type write-back, as firmware leaves it; without it Linux turns PAT off.
@@ -35,6 +38,7 @@ pub fn enter(vcpu: &KvmVcpu, entry: &EntryPoint) -> Result<(), VmError> {
     let mut sregs = vcpu.sregs()?;
     apply(&mut sregs, entry);
     vcpu.set_sregs(&sregs)?;
+    set_xcr0(vcpu, entry.xcr0)?;
     vcpu.set_regs(&kvm_regs {
         rip: entry.rip,
         rsp: entry.rsp,
@@ -48,6 +52,22 @@ pub fn enter(vcpu: &KvmVcpu, entry: &EntryPoint) -> Result<(), VmError> {
     set_lvt(&mut lapic, LVT_LINT0, MODE_EXTINT);
     set_lvt(&mut lapic, LVT_LINT1, MODE_NMI);
     vcpu.set_lapic(&lapic)
+}
+
+/// Sets XCR0 to what is wanted of what the CPU has (CPUID leaf 0xd, subleaf 0: Intel SDM volume 1, 13.2).
+fn set_xcr0(vcpu: &KvmVcpu, wanted: u64) -> Result<(), VmError> {
+    if wanted == XCR0_RESET {
+        return Ok(());
+    }
+    let cpuid = vcpu.cpuid()?;
+    let offered = cpuid.as_slice().iter().find(|leaf| leaf.function == 0xd && leaf.index == 0);
+    let offered = offered.map_or(XCR0_RESET, |leaf| u64::from(leaf.edx) << 32 | u64::from(leaf.eax));
+    let mut xcrs = vcpu.xcrs()?;
+    if let Some(first) = xcrs.xcrs.first_mut() {
+        (first.xcr, first.value) = (0, wanted & offered | XCR0_RESET);
+        xcrs.nr_xcrs = 1;
+    }
+    vcpu.set_xcrs(&xcrs)
 }
 
 fn apply(sregs: &mut kvm_sregs, entry: &EntryPoint) {

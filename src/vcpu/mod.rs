@@ -5,6 +5,7 @@
 mod abi;
 mod cpuid;
 mod entry;
+mod features;
 mod msrs;
 mod state;
 mod thread;
@@ -12,6 +13,7 @@ mod thread;
 pub use abi::{AbiError, blob, from_blob, list_blob, list_from_blob};
 pub use cpuid::for_vcpu as cpuid_for_vcpu;
 pub use entry::{enter, reset_msrs};
+pub use features::vendor;
 pub use msrs::{MsrSelection, SelectError};
 pub use state::{VcpuError, restore, save};
 pub use thread::{Buses, ThreadError, VcpuThread};

@@ -6,6 +6,7 @@ use snapshot_format::sections::VcpuState;
 use crate::kvm::{KvmVcpu, VmError};
 
 use super::abi::{AbiError, blob, from_blob, list_blob, list_from_blob};
+use super::features;
 use super::msrs::{MsrSelection, SelectError, TSC, TSC_DEADLINE};
 
 /// Why a vCPU could not be saved or restored.
@@ -31,9 +32,24 @@ pub enum VcpuError {
         /// Entries found.
         count: usize,
     },
+    /// The guest was shown a CPU that can do more than this one.
+    #[error(
+        "This host's CPU lacks {features}, which the guest was baked with; run it on a host that has them, or bake on this one"
+    )]
+    Features {
+        /// Their names.
+        features: String,
+    },
     /// This host's MSRs do not suffice.
     #[error(transparent)]
     Msrs(#[from] SelectError),
+}
+
+impl VcpuError {
+    /// Whether a bundle's state is to blame, rather than the host.
+    pub fn is_bad_state(&self) -> bool {
+        matches!(self, VcpuError::Abi(_) | VcpuError::Cpuid { .. })
+    }
 }
 
 /// Reads everything. The vCPU must be paused with nothing half done (see `thread`), and this runs on its own thread.
@@ -78,6 +94,7 @@ fn keep_expired_deadline(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
 pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
     // Everything is parsed before anything is set.
     let cpuid = list_from_blob::<kvm_cpuid_entry2>("CPUID", &state.cpuid)?;
+    check_features(&cpuid)?;
     let cpuid = CpuId::from_entries(&cpuid).map_err(|_| VcpuError::Cpuid { count: cpuid.len() })?;
     let mp_state = from_blob("multiprocessor state", &state.mp_state)?;
     let regs = from_blob("registers", &state.regs)?;
@@ -85,7 +102,7 @@ pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
     let xcrs = from_blob("extended control registers", &state.xcrs)?;
     let debugregs = from_blob("debug registers", &state.debugregs)?;
     let lapic = from_blob("local APIC", &state.lapic)?;
-    let msrs = list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?;
+    let msrs = settable(list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?);
     let events = from_blob("pending events", &state.events)?;
 
     let set_all = || -> Result<(), VmError> {
@@ -108,6 +125,20 @@ pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
         vcpu.clock_was_stopped()
     };
     set_all().map_err(|source| VcpuError::Kvm { verb: "restore", index: state.index, source })
+}
+
+fn check_features(cpuid: &[kvm_cpuid_entry2]) -> Result<(), VcpuError> {
+    let missing = features::missing(cpuid);
+    if missing.is_empty() { Ok(()) } else { Err(VcpuError::Features { features: missing.join(", ") }) }
+}
+
+/// IA32_DEBUGCTL. A host without virtualised branch records complains about every write to it in its log, even of the 0
+/// that a fresh vCPU has.
+const DEBUGCTL: u32 = 0x1d9;
+
+fn settable(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
+    msrs.retain(|msr| msr.index != DEBUGCTL || msr.data != 0);
+    msrs
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Moves bytes between a conversation and the guest's control stream, and tells what happens, one thing at a time.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::bus::Request;
 use crate::function::{Conversation, Notice, SessionError};
@@ -155,13 +155,45 @@ impl<'a> Drive<'a> {
         }
     }
 
-    /// Lets a small guest run on from its warm point, where the vCPU that announced it stands still: a freeze collects
-    /// that, and its guard's end lets the guest run again.
+    /// Lets the guest run.
     ///
     /// # Errors
-    /// A vCPU is gone.
+    /// The guest has ended.
+    pub fn run(&mut self) -> Result<(), DriveError> {
+        Ok(self.machine.run()?)
+    }
+
+    /// Lets the guest go on alone for `duration`, so that it comes to rest.
+    ///
+    /// # Errors
+    /// The guest failed or ended.
+    pub fn settle(&mut self, duration: Duration) -> Result<(), DriveError> {
+        let end = Instant::now() + duration;
+        while Instant::now() < end {
+            while self.exchange()? {}
+            for wake in self.machine.wait(Some(end))? {
+                if let Wake::Guest(request) = wake {
+                    self.heed(request)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands the guest what is queued for it, then makes sure that it runs. A small guest stands still at its warm point until
+    /// then, so that it finds its event whole: a freeze collects the vCPU that announced it, and the guard's end lets it go.
+    ///
+    /// # Errors
+    /// The guest has ended, or a vCPU is gone.
     pub fn release(&mut self) -> Result<(), DriveError> {
-        Ok(drop(self.machine.freeze()?))
+        while self.exchange()? {}
+        if self.machine.is_ready() {
+            return self.run();
+        }
+        if matches!(self.conversation, Conversation::Port(_)) {
+            drop(self.machine.freeze()?);
+        }
+        Ok(())
     }
 
     fn waiting_for(&self) -> &'static str {

@@ -1,5 +1,6 @@
 //! The machine: one constructor for boot and restore, and what can be done with it.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Instant;
@@ -20,6 +21,7 @@ use super::capture::{self, CaptureError, Parts};
 use super::lifecycle::{Action, Event, State};
 use super::saved::SavedMachine;
 use super::start::LoadError;
+use super::timeline::Timeline;
 
 /// What a machine is made of, apart from its devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub struct Plan<'a> {
     pub devices: DeviceSetup,
     /// Boot or restore.
     pub origin: Origin<'a>,
+    /// Where the phases of the construction are marked.
+    pub timeline: &'a mut Timeline,
 }
 
 /// Why a machine could not be built.
@@ -162,20 +166,25 @@ impl Machine {
     /// # Errors
     /// See [`BuildError`]; nothing of a half-built machine is left.
     pub fn build(plan: Plan<'_>) -> Result<Self, BuildError> {
-        let Plan { shape, memory, devices, origin } = plan;
+        let Plan { shape, memory, devices, origin, timeline } = plan;
         let requests = RequestLine::new().map_err(BuildError::Events)?;
         install_kick_handler()?;
         let system = System::open()?;
         let vm = system.create_vm()?;
+        timeline.mark("create VM");
         // Before the irqchip: afterwards each slot waits for an SRCU grace period (8 ms on Linux 6.18).
         vm.set_memory(&memory)?;
+        timeline.mark("memory slots");
         vm.set_tss_address(layout::KVM_TSS_ADDR)?;
         // Before the vCPUs, whose local APICs it makes. It brings the default routes in one batch; no PIT.
         vm.create_irqchip()?;
+        timeline.mark("irqchip");
         let (start, device_states) = Start::new(origin);
         let devices = DeviceTable::new(devices, memory.clone(), requests.clone(), device_states)?;
         wire(&vm, &devices)?;
+        timeline.mark("devices");
         let vcpus = (0..shape.vcpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+        timeline.mark("create vCPUs");
         let msrs = start.apply(&Target {
             system: &system,
             vm: &vm,
@@ -183,6 +192,7 @@ impl Machine {
             memory: &memory,
             devices: &devices,
         })?;
+        timeline.mark("vCPU state");
         let tsc_khz = vcpus.first().map_or(Ok(0), KvmVcpu::tsc_khz)?;
         let buses = Buses { pio: devices.pio(), mmio: devices.mmio(), requests: requests.clone() };
         let vcpus = (0u32..)
@@ -191,6 +201,7 @@ impl Machine {
             .collect::<Result<Vec<_>, _>>()?;
         let (epoll, sources) = event_loop(&devices, &requests).map_err(BuildError::Events)?;
         let state = State::Ready;
+        timeline.mark("threads");
         Ok(Machine { shape, state, tsc_khz, msrs, vcpus, devices, vm, memory, requests, epoll, sources })
     }
 
@@ -207,6 +218,11 @@ impl Machine {
         }
         self.state = next;
         Ok(())
+    }
+
+    /// Whether no guest instruction has run yet.
+    pub fn is_ready(&self) -> bool {
+        self.state == State::Ready
     }
 
     /// Serves devices until something happens that the caller must see, or `deadline` passes.
@@ -322,6 +338,14 @@ impl Frozen<'_> {
         &self.machine.memory
     }
 
+    /// Writes the content of a writable drive to an empty file.
+    ///
+    /// # Errors
+    /// There is no such drive, or it cannot be read or written.
+    pub fn write_drive(&self, id: &str, to: &File) -> Result<(), DeviceError> {
+        self.machine.devices.write_drive(id, to)
+    }
+
     /// Guest TSC frequency, kHz.
     pub fn tsc_khz(&self) -> u32 {
         self.machine.tsc_khz
@@ -348,7 +372,7 @@ enum Start<'a> {
     Saved {
         tsc_khz: u32,
         clock_ns: u64,
-        irqchips: [kvm_bindings::kvm_irqchip; 3],
+        irqchips: Box<[kvm_bindings::kvm_irqchip; 3]>,
         vcpus: Vec<snapshot_format::sections::VcpuState>,
     },
 }
@@ -368,6 +392,7 @@ impl<'a> Start<'a> {
             Origin::Cold(load) => (Start::Cold(load), DeviceStates::default()),
             Origin::Saved(saved) => {
                 let SavedMachine { machine, clock, irqchips, vcpus, devices } = *saved;
+                let irqchips = Box::new(irqchips);
                 (Start::Saved { tsc_khz: machine.tsc_khz, clock_ns: clock.clock, irqchips, vcpus }, devices)
             }
         }

@@ -3,16 +3,27 @@
 //! One constructor builds it either way ([`Machine::build`]); they differ in where memory and state come from. This room
 //! uses every other but `cli`.
 
+mod bake;
 mod capture;
 mod drive;
+mod host;
+mod invoke;
 mod lifecycle;
 mod machine;
 mod saved;
 mod start;
+mod timeline;
 
+pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point};
 pub use capture::CaptureError;
 pub use drive::{Drive, DriveError, Happening};
+pub use host::{Finding, Verdict, cpu_vendor, examine_host};
+pub use invoke::{
+    ANSWERED, AnswerSink, FIRST_ANSWER, FIRST_INSTRUCTION, InvokeError, boot_to_ready, invoke, next_turn,
+    wake,
+};
 pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
 pub use saved::{SavedError, SavedMachine};
-pub use start::{ColdStart, Image, LoadError, StartError, boot, restore};
+pub use start::{BOOT_MAX, ColdStart, Image, LoadError, StartError, boot, boot_again, private_file, restore};
+pub use timeline::Timeline;

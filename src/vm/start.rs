@@ -2,15 +2,21 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::time::Duration;
 
-use crate::boot::{BootError, BootMachine, EntryPoint, Kernel, SmallGuest, SmallGuestError, VirtioDevice};
+use crate::boot::{
+    BootError, BootMachine, EntryPoint, Kernel, KernelError, SmallGuest, SmallGuestError, VirtioDevice,
+};
 use crate::bundle::{Bundle, OpenError};
 use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, VirtioWindow};
 use crate::memory::{self, GuestMemory, MapError};
 
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
 use super::saved::{SavedError, SavedMachine};
+use super::timeline::Timeline;
 
+/// Longest time from power-on to the agent's greeting when nobody says otherwise.
+pub const BOOT_MAX: Duration = Duration::from_secs(120);
 /// The guest's context id on its vsock; every clone has the same, its device is its own.
 const GUEST_CID: u64 = 3;
 
@@ -29,6 +35,9 @@ pub enum StartError {
     /// The machine could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
+    /// The bundle's kernel cannot be booted.
+    #[error("The bundle's kernel cannot be booted")]
+    Load(#[from] LoadError),
     /// No room for what a clone writes to a drive.
     #[error("Cannot make the private copy of drive {id}")]
     Delta {
@@ -44,13 +53,20 @@ pub enum StartError {
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn restore(bundle: &Bundle, console: Box<dyn Write + Send>) -> Result<Machine, StartError> {
+pub fn restore(
+    bundle: &Bundle,
+    console: Box<dyn Write + Send>,
+    timeline: &mut Timeline,
+) -> Result<Machine, StartError> {
     let manifest = bundle.manifest();
     let shape = Shape { memory_bytes: manifest.machine.memory_bytes, vcpus: manifest.machine.vcpus };
     let saved = SavedMachine::take(bundle.state()?, &shape)?;
-    let memory = memory::copy_on_write(&bundle.memory()?, shape.memory_bytes)?;
+    timeline.mark("read state");
+    let memory = memory::copy_on_write(bundle.memory()?, shape.memory_bytes)?;
     let devices = setup(is_port(bundle), clone_drives(bundle)?, console);
-    Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Saved(Box::new(saved)) })?)
+    timeline.mark("map memory");
+    let origin = Origin::Saved(Box::new(saved));
+    Ok(Machine::build(Plan { shape, memory, devices, origin, timeline })?)
 }
 
 fn is_port(bundle: &Bundle) -> bool {
@@ -64,7 +80,8 @@ fn clone_drives(bundle: &Bundle) -> Result<Vec<DriveSetup>, StartError> {
         let backing = if drive.read_only {
             DriveBacking::ReadOnly(base)
         } else {
-            let delta = private_file().map_err(|source| StartError::Delta { id: drive.id.clone(), source })?;
+            let delta =
+                private_file().map_err(|source| StartError::Delta { id: drive.id.clone(), source })?;
             DriveBacking::CopyOnWrite { base, delta }
         };
         Ok(DriveSetup { id: drive.id.clone(), backing })
@@ -73,7 +90,10 @@ fn clone_drives(bundle: &Bundle) -> Result<Vec<DriveSetup>, StartError> {
 }
 
 /// A file without a name: it is gone with the machine, however that ends.
-fn private_file() -> io::Result<File> {
+///
+/// # Errors
+/// The folder for temporary files cannot hold one.
+pub fn private_file() -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?.into())
@@ -81,6 +101,33 @@ fn private_file() -> io::Result<File> {
 
 fn setup(port: bool, drives: Vec<DriveSetup>, console: Box<dyn Write + Send>) -> DeviceSetup {
     DeviceSetup { drives, vsock_cid: (!port).then_some(GUEST_CID), rng: !port, port, console }
+}
+
+/// Boots the bundle's kernel with the bundle's root again, as the bake did.
+///
+/// # Errors
+/// See [`StartError`].
+pub fn boot_again(
+    bundle: &Bundle,
+    console: Box<dyn Write + Send>,
+    timeline: &mut Timeline,
+) -> Result<Machine, StartError> {
+    let machine = &bundle.manifest().machine;
+    let image = if is_port(bundle) {
+        Image::Small(SmallGuest::from_bytes(bundle.kernel()?).map_err(LoadError::from)?)
+    } else {
+        let kernel = Kernel::from_bytes(bundle.kernel()?).map_err(LoadError::from)?;
+        Image::Linux { kernel, initramfs: bundle.initramfs()? }
+    };
+    let start = ColdStart {
+        shape: Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus },
+        image: &image,
+        command_line: machine.kernel_cmdline.clone(),
+        drives: clone_drives(bundle)?,
+        console,
+    };
+    timeline.mark("read kernel");
+    boot(start, timeline)
 }
 
 /// What a cold start loads.
@@ -98,12 +145,11 @@ pub enum Image {
 }
 
 /// What a cold start needs.
-#[derive(Debug)]
-pub struct ColdStart {
+pub struct ColdStart<'a> {
     /// Memory and vCPUs.
     pub shape: Shape,
     /// What runs.
-    pub image: Image,
+    pub image: &'a Image,
     /// Kernel command line.
     pub command_line: String,
     /// Drives, `root` first.
@@ -112,17 +158,28 @@ pub struct ColdStart {
     pub console: Box<dyn Write + Send>,
 }
 
+impl std::fmt::Debug for ColdStart<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ColdStart")
+            .field("shape", &self.shape)
+            .field("command_line", &self.command_line)
+            .field("drives", &self.drives)
+            .finish_non_exhaustive()
+    }
+}
 
 /// Builds a machine that boots. No guest instruction has run yet.
 ///
 /// # Errors
 /// See [`StartError`].
-pub fn boot(start: ColdStart) -> Result<Machine, StartError> {
+pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, StartError> {
     let ColdStart { shape, image, command_line, drives, console } = start;
     let memory = memory::anonymous(shape.memory_bytes)?;
-    let devices = setup(matches!(image, Image::Small(_)), drives, console);
-    let load = |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
-    Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Cold(&load) })?)
+    let devices = setup(matches!(*image, Image::Small(_)), drives, console);
+    let load =
+        |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
+    timeline.mark("map memory");
+    Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Cold(&load), timeline })?)
 }
 
 /// Why an image could not be loaded.
@@ -134,17 +191,29 @@ pub enum LoadError {
     /// A small guest.
     #[error(transparent)]
     Small(#[from] SmallGuestError),
+    /// The kernel's file.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
 }
 
 impl Image {
-    fn load(&self, memory: &GuestMemory, line: &str, shape: Shape, windows: &[VirtioWindow]) -> Result<EntryPoint, LoadError> {
+    fn load(
+        &self,
+        memory: &GuestMemory,
+        line: &str,
+        shape: Shape,
+        windows: &[VirtioWindow],
+    ) -> Result<EntryPoint, LoadError> {
         match self {
             Image::Small(guest) => Ok(guest.load(memory, line)?),
             Image::Linux { kernel, initramfs } => {
                 let machine = BootMachine {
                     vcpus: shape.vcpus,
                     memory_bytes: shape.memory_bytes,
-                    virtio: windows.iter().map(|w| VirtioDevice { base: w.base, len: w.len, gsi: w.gsi }).collect(),
+                    virtio: windows
+                        .iter()
+                        .map(|w| VirtioDevice { base: w.base, len: w.len, gsi: w.gsi })
+                        .collect(),
                     serial: true,
                 };
                 Ok(crate::boot::load(memory, kernel, Some(initramfs), line, &machine)?)

@@ -154,41 +154,53 @@ impl Header {
             table_crc: raw.table_crc.get(),
         })
     }
+}
 
-    /// Checks length, table and every section's CRC of the whole file that this header begins.
-    pub(super) fn check_sections(&self, bytes: &[u8]) -> Result<Vec<SectionEntry>, DecodeError> {
-        if bytes.len() as u64 != self.total_len {
-            return Err(DecodeError::Length { recorded: self.total_len, found: bytes.len() });
+/// A checked header and section table: everything of a `state` file but its sections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Table {
+    pub header: Header,
+    /// In the file's order.
+    pub entries: Vec<SectionEntry>,
+}
+
+impl Table {
+    /// No table ends behind this many bytes of a file.
+    pub const MAX_LEN: usize = HEADER_LEN + SECTIONS_MAX * ENTRY_LEN;
+
+    /// Checks header and table at the beginning of a `state` file of `file_len` bytes, of which `bytes` are the first.
+    ///
+    /// # Errors
+    /// Not a state file that this release reads, damaged, or of another length than it was written with.
+    pub fn check(bytes: &[u8], file_len: u64) -> Result<Table, DecodeError> {
+        let header = Header::check(bytes)?;
+        if file_len != header.total_len {
+            return Err(DecodeError::Length { recorded: header.total_len, found: file_len });
         }
-        let table_end = HEADER_LEN + self.section_count as usize * ENTRY_LEN;
+        let table_end = HEADER_LEN + header.section_count as usize * ENTRY_LEN;
         let table = bytes.get(HEADER_LEN..table_end).ok_or(DecodeError::TooShort { len: bytes.len() })?;
-        if crc64(table) != self.table_crc {
+        if crc64(table) != header.table_crc {
             return Err(DecodeError::TableCrc);
         }
         let raw = <[RawEntry]>::ref_from_bytes(table).map_err(|_| DecodeError::TableCrc)?;
-        let mut offset = table_end;
+        let mut offset = table_end as u64;
         let mut entries = Vec::with_capacity(raw.len());
-        for entry in raw {
-            let entry = SectionEntry::check(entry, self.version, offset, bytes)?;
-            offset += entry.len;
+        for raw in raw {
+            let entry = SectionEntry::check(raw, &header, offset)?;
+            offset += entry.len as u64;
             entries.push(entry);
         }
-        if offset != bytes.len() {
-            return Err(DecodeError::Unclaimed { len: bytes.len() - offset });
+        if offset != header.total_len {
+            return Err(DecodeError::Unclaimed { len: header.total_len.saturating_sub(offset) });
         }
         check_unique(&entries)?;
-        Ok(entries)
+        Ok(Table { header, entries })
     }
 }
 
 impl SectionEntry {
-    /// Checks one entry whose section must begin at `expected`, and its section's CRC.
-    fn check(
-        raw: &RawEntry,
-        version: FormatVersion,
-        expected: usize,
-        bytes: &[u8],
-    ) -> Result<SectionEntry, DecodeError> {
+    /// Checks one entry whose section must begin at `expected`.
+    fn check(raw: &RawEntry, header: &Header, expected: u64) -> Result<SectionEntry, DecodeError> {
         let (id, instance) = (SectionId(raw.id.get()), raw.instance.get());
         let required = raw.flags.get() & FLAG_REQUIRED != 0;
         if required && id.name().is_none() {
@@ -197,21 +209,25 @@ impl SectionEntry {
         if raw.flags.get() & !FLAG_REQUIRED != 0 || raw.reserved.get() != 0 {
             return Err(DecodeError::UnknownFlags { id, instance });
         }
-        if Some(raw.version.get()) != version.root() {
+        if Some(raw.version.get()) != header.version.root() {
             return Err(DecodeError::SectionVersion { id, instance, version: raw.version.get() });
         }
-        let out_of_place = DecodeError::OutOfPlace { id, instance };
-        if raw.offset.get() != expected as u64 {
-            return Err(out_of_place);
+        let (offset, len) = (raw.offset.get(), raw.len.get());
+        let fits = offset.checked_add(len).is_some_and(|end| end <= header.total_len);
+        match (usize::try_from(offset), usize::try_from(len)) {
+            (Ok(offset), Ok(len)) if fits && offset as u64 == expected => {
+                Ok(SectionEntry { id, instance, required, offset, len, crc: raw.crc.get() })
+            }
+            _ => Err(DecodeError::OutOfPlace { id, instance }),
         }
-        let body = usize::try_from(raw.len.get())
-            .ok()
-            .and_then(|len| bytes.get(expected..expected.checked_add(len)?))
-            .ok_or(out_of_place)?;
-        if crc64(body) != raw.crc.get() {
-            return Err(DecodeError::SectionCrc { id, instance });
-        }
-        Ok(SectionEntry { id, instance, required, offset: expected, len: body.len(), crc: raw.crc.get() })
+    }
+
+    /// The section's bytes in the whole file, once they match their CRC.
+    pub(super) fn body<'a>(&self, bytes: &'a [u8]) -> Result<&'a [u8], DecodeError> {
+        let (id, instance) = (self.id, self.instance);
+        let body =
+            bytes.get(self.offset..self.offset + self.len).ok_or(DecodeError::OutOfPlace { id, instance })?;
+        if crc64(body) == self.crc { Ok(body) } else { Err(DecodeError::SectionCrc { id, instance }) }
     }
 }
 
@@ -242,4 +258,25 @@ pub(super) fn creator_bytes(creator: &str) -> [u8; CREATOR_MAX] {
 pub(super) fn seal(mut raw: RawHeader) -> RawHeader {
     raw.header_crc = crc64(&raw.as_bytes()[..HEADER_CRC_COVERS]).into();
     raw
+}
+
+/// Makes lengths and CRCs of a spoilt file right again, so that fuzzing reaches what they hide.
+pub(crate) fn reseal(bytes: &mut [u8]) {
+    let total_len = bytes.len() as u64;
+    let Some((head, rest)) = bytes.split_at_mut_checked(HEADER_LEN) else { return };
+    let Ok(raw) = RawHeader::mut_from_bytes(head) else { return };
+    let count = (raw.section_count.get() as usize).min(rest.len() / ENTRY_LEN);
+    let table_len = count * ENTRY_LEN;
+    let (table, sections) = rest.split_at_mut(table_len);
+    let sections_start = (HEADER_LEN + table_len) as u64;
+    if let Ok(entries) = <[RawEntry]>::mut_from_bytes(table) {
+        for entry in entries {
+            let start = usize::try_from(entry.offset.get().saturating_sub(sections_start)).unwrap_or(0);
+            let end = start.saturating_add(usize::try_from(entry.len.get()).unwrap_or(0));
+            entry.crc = sections.get(start..end).map_or(0, crc64).into();
+        }
+    }
+    raw.total_len = total_len.into();
+    raw.table_crc = crc64(table).into();
+    *raw = seal(raw.clone());
 }

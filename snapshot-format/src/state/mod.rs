@@ -10,7 +10,8 @@ mod registry;
 mod version;
 mod writer;
 
-pub use header::{Arch, Header, SectionEntry};
+pub(crate) use header::reseal;
+pub use header::{Arch, Header, SectionEntry, Table};
 pub use reader::{DecodeError, Reader};
 pub use registry::{Section, SectionId, decode_any};
 pub use version::{CURRENT, FormatVersion, ParseVersionError, V1_0, V1_1};

@@ -3,7 +3,9 @@
 use versionize::Versionize;
 
 use super::registry::version_map;
-use super::{FormatVersion, Header, SECTIONS_MAX, STATE_MAX, Section, SectionEntry, SectionId, header};
+use super::{
+    FormatVersion, Header, SECTIONS_MAX, STATE_MAX, Section, SectionEntry, SectionId, Table, header,
+};
 
 /// Why a `state` file is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,7 +47,7 @@ pub enum DecodeError {
         "The state is {found} bytes long instead of the {recorded} it was written with: \
          the file is damaged, bake or fetch it again"
     )]
-    Length { recorded: u64, found: usize },
+    Length { recorded: u64, found: u64 },
     #[error(
         "The section table of the state does not match its checksum: the file is damaged, bake or fetch it again"
     )]
@@ -68,7 +70,7 @@ pub enum DecodeError {
     )]
     SectionCrc { id: SectionId, instance: u32 },
     #[error("The state ends with {len} bytes that belong to no section")]
-    Unclaimed { len: usize },
+    Unclaimed { len: u64 },
     #[error("The state holds section {id} {instance} twice")]
     Duplicate { id: SectionId, instance: u32 },
     #[error("The state has no section {id} {instance}")]
@@ -104,8 +106,8 @@ impl Reader {
     /// # Errors
     /// The file is damaged, or not one that this release reads.
     pub fn from_vec(bytes: Vec<u8>) -> Result<Reader, DecodeError> {
-        let header = Header::check(&bytes)?;
-        let entries = header.check_sections(&bytes)?;
+        let Table { header, entries } = Table::check(&bytes, bytes.len() as u64)?;
+        entries.iter().try_for_each(|entry| entry.body(&bytes).map(drop))?;
         let taken = vec![false; entries.len()];
         Ok(Reader { bytes, header, entries, taken })
     }

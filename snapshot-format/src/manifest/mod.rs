@@ -1,8 +1,65 @@
 //! `manifest.json`: what a bundle is, readable by a person.
 
+mod check;
+mod json;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+pub use check::{
+    COMMAND_LINE_MAX, DRIVES_MAX, FILES_MAX, MEMORY_MIN, TIMEOUT_MAX_MS, VCPUS_MAX, is_id, is_plain_name,
+};
+pub(crate) use json::reseal;
+pub use json::{MANIFEST_MAX, Parsed};
+
+use crate::state::FormatVersion;
+
+/// Names of the files that have one meaning in every bundle.
+pub mod names {
+    pub const MANIFEST: &str = "manifest.json";
+    pub const STATE: &str = "state";
+    pub const MEMORY: &str = "memory";
+    pub const INDEX: &str = "memory.index";
+    pub const WORKING_SET: &str = "working-set";
+    pub const ROOT: &str = "root.img";
+    pub const KERNEL: &str = "kernel";
+    pub const INITRAMFS: &str = "initramfs";
+}
+
+/// Why a manifest is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ManifestError {
+    #[error("The manifest is {len} bytes long, more than the limit of {MANIFEST_MAX}")]
+    TooLong { len: usize },
+    #[error(
+        "The manifest does not end with its checksum: it is cut off, damaged or was edited; bake or fetch it again"
+    )]
+    Unsealed,
+    #[error("The manifest does not match its checksum: it is damaged or was edited; bake or fetch it again")]
+    Checksum,
+    #[error(
+        "The bundle has format {version}, written by {creator}, and this release reads {}: \
+         use the release that wrote it or a newer one, or bake again",
+        FormatVersion::readable_range()
+    )]
+    Version { version: FormatVersion, creator: String },
+    #[error("The manifest cannot be read: {detail}")]
+    Json { detail: String },
+    #[error("The manifest's {field} is refused: {detail}")]
+    Value { field: &'static str, detail: String },
+}
+
+impl ManifestError {
+    fn json(error: &serde_json::Error) -> Self {
+        ManifestError::Json { detail: brief(&error.to_string()) }
+    }
+}
+
+/// A text from outside, short and printable enough for a message.
+fn brief(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(120).collect()
+}
 
 /// The manifest of a bundle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,6 +73,9 @@ pub struct Manifest {
     pub created_unix_ms: u64,
     pub machine: MachineShape,
     pub function: FunctionContract,
+    /// Version of the guest protocol that the frozen agent speaks; 0 for a small guest.
+    #[serde(default)]
+    pub agent_protocol: u16,
     pub cpu: CpuRequirements,
     /// Drives in the order of their virtio-mmio slots.
     #[serde(default)]

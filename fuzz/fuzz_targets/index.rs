@@ -1,0 +1,8 @@
+//! The `memory.index` file.
+#![no_main]
+
+use snapshot_format::fuzz_entry::{self, Verdict};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    assert_ne!(fuzz_entry::index(bytes), Verdict::Broken);
+});

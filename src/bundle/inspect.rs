@@ -1,0 +1,158 @@
+//! What is in a bundle, from manifest, header and index alone: no file's content is read, however long it is.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{FileExt, MetadataExt};
+
+use serde::Serialize;
+use snapshot_format::index::Place;
+use snapshot_format::manifest::{Manifest, names};
+use snapshot_format::state::Table;
+use snapshot_format::working_set::WorkingSet;
+
+use super::open::{Bundle, OpenError};
+
+/// What is in a bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Inspection {
+    /// The manifest as it is.
+    pub manifest: Manifest,
+    /// From the header of `state`.
+    pub state: StateSummary,
+    /// From `memory.index`.
+    pub memory: MemorySummary,
+    /// From `working-set`, when there is one that this release reads.
+    pub working_set: Option<WorkingSetSummary>,
+    /// Every file but the manifest.
+    pub files: BTreeMap<String, FileSummary>,
+}
+
+/// Header and section table of the state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StateSummary {
+    /// `major.minor`.
+    pub format: String,
+    /// `x86_64`.
+    pub arch: String,
+    /// Program and version that wrote it.
+    pub creator: String,
+    /// In the file's order.
+    pub sections: Vec<SectionSummary>,
+}
+
+/// One section of the state.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SectionSummary {
+    /// Its kind.
+    pub name: String,
+    /// Which one of its kind.
+    pub instance: u32,
+    /// Bytes.
+    pub len: usize,
+    /// Whether a reader must know it.
+    pub required: bool,
+}
+
+/// Where the memory is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MemorySummary {
+    /// Guest memory, bytes.
+    pub bytes: u64,
+    /// Bytes of a chunk.
+    pub granule: u64,
+    /// Chunks of which every byte is zero.
+    pub zero_chunks: u64,
+    /// Chunks with content in this bundle.
+    pub content_chunks: u64,
+    /// Chunks with content in a parent bundle.
+    pub parent_chunks: u64,
+    /// Guest TSC frequency at the freeze, kHz.
+    pub tsc_khz: u32,
+}
+
+/// The recorded working set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct WorkingSetSummary {
+    /// 4 KiB pages that are only read.
+    pub read_pages: u64,
+    /// 4 KiB pages that are written.
+    pub written_pages: u64,
+}
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct FileSummary {
+    /// Bytes.
+    pub len: u64,
+    /// Bytes that it takes on the disk: less than `len` where it has holes.
+    pub allocated: u64,
+}
+
+impl Bundle {
+    /// What is in the bundle.
+    ///
+    /// # Errors
+    /// A header or the index is damaged.
+    pub fn inspect(&self) -> Result<Inspection, OpenError> {
+        Ok(Inspection {
+            manifest: self.manifest().clone(),
+            state: self.state_summary()?,
+            memory: self.memory_summary()?,
+            working_set: self.working_set_summary()?,
+            files: self.file_summaries()?,
+        })
+    }
+
+    fn state_summary(&self) -> Result<StateSummary, OpenError> {
+        let state = self.plain(names::STATE)?;
+        let len = usize::try_from(state.len).unwrap_or(usize::MAX).min(Table::MAX_LEN);
+        let mut beginning = vec![0; len];
+        let read = |source| OpenError::Read { name: names::STATE.to_owned(), source };
+        state.file.read_exact_at(&mut beginning, 0).map_err(read)?;
+        let table = Table::check(&beginning, state.len)?;
+        let section = |entry: &snapshot_format::state::SectionEntry| SectionSummary {
+            name: entry.id.to_string(),
+            instance: entry.instance,
+            len: entry.len,
+            required: entry.required,
+        };
+        Ok(StateSummary {
+            format: table.header.version.to_string(),
+            arch: table.header.arch.to_string(),
+            creator: table.header.creator,
+            sections: table.entries.iter().map(section).collect(),
+        })
+    }
+
+    fn memory_summary(&self) -> Result<MemorySummary, OpenError> {
+        let index = self.index()?;
+        Ok(MemorySummary {
+            bytes: index.memory_len(),
+            granule: index.granule().bytes(),
+            zero_chunks: index.count(|place| place == Place::Zero),
+            content_chunks: index.count(|place| place == Place::Here),
+            parent_chunks: index.count(|place| matches!(place, Place::Parent { .. })),
+            tsc_khz: index.tsc_khz(),
+        })
+    }
+
+    /// A working set is a hint: one that cannot be read is as good as none.
+    fn working_set_summary(&self) -> Result<Option<WorkingSetSummary>, OpenError> {
+        if !self.has(names::WORKING_SET) {
+            return Ok(None);
+        }
+        let set = WorkingSet::decode(&self.read(names::WORKING_SET)?).ok();
+        Ok(set.map(|set| WorkingSetSummary {
+            read_pages: set.read.iter().map(|range| u64::from(range.count)).sum(),
+            written_pages: set.write.iter().map(|range| u64::from(range.count)).sum(),
+        }))
+    }
+
+    fn file_summaries(&self) -> Result<BTreeMap<String, FileSummary>, OpenError> {
+        let summary = |(name, file): (&str, &super::directory::PlainFile)| {
+            let read = |source| OpenError::Read { name: name.to_owned(), source };
+            let metadata = file.file.metadata().map_err(read)?;
+            Ok((name.to_owned(), FileSummary { len: file.len, allocated: metadata.blocks() * 512 }))
+        };
+        self.files().map(summary).collect()
+    }
+}

@@ -1,0 +1,280 @@
+//! Opening a bundle: everything that is used of it is checked first.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use snapshot_format::index::{IndexError, MemoryIndex, Place};
+use snapshot_format::manifest::{FileEntry, MANIFEST_MAX, Manifest, ManifestError, names};
+use snapshot_format::state::{DecodeError, FormatVersion, Reader};
+
+use super::directory::{Directory, FileFault, PlainFile};
+use super::machine_state;
+
+/// Longest kernel or initramfs, bytes: they are read whole.
+const IMAGE_MAX: u64 = 512 << 20;
+
+/// Why a bundle, or a file of it, cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory cannot be opened.
+    #[error("Cannot open the bundle {}", path.display())]
+    Directory {
+        /// The bundle.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A directory, but no bundle.
+    #[error("{} is no bundle: it has no manifest.json", path.display())]
+    NotABundle {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The manifest is damaged, of another format, or says impossible things.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// A file that the manifest names is not there.
+    #[error("The bundle's file {name} is missing: bake or fetch the bundle again")]
+    Missing {
+        /// The file.
+        name: String,
+    },
+    /// Not a regular file.
+    #[error("The bundle's file {name} is a link or no regular file: copy the bundle with its files")]
+    NotPlain {
+        /// The file.
+        name: String,
+    },
+    /// A file has another length than the manifest says.
+    #[error(
+        "The bundle's file {name} is {found} bytes long instead of {expected}: bake or fetch the bundle again"
+    )]
+    Length {
+        /// The file.
+        name: String,
+        /// Its real length.
+        found: u64,
+        /// Its length in the manifest.
+        expected: u64,
+    },
+    /// A file that is read whole is too long for that.
+    #[error("The bundle's file {name} is {len} bytes long, more than the limit of {limit}")]
+    TooLong {
+        /// The file.
+        name: String,
+        /// Its length.
+        len: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The system refused a file.
+    #[error("Cannot read the bundle's file {name}")]
+    Read {
+        /// The file.
+        name: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The state file is damaged or of another format.
+    #[error(transparent)]
+    State(#[from] DecodeError),
+    /// State and manifest have different formats.
+    #[error(
+        "The bundle's state has format {state}, its manifest {manifest}: its files do not belong together"
+    )]
+    Formats {
+        /// Of the state.
+        state: FormatVersion,
+        /// Of the manifest.
+        manifest: FormatVersion,
+    },
+    /// The memory index is damaged or of another machine.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// Memory that is not in the bundle.
+    #[error("{chunks} chunks of the memory lie in a parent bundle, which this release cannot restore from")]
+    Parent {
+        /// How many.
+        chunks: u64,
+    },
+    /// The bundle has no such drive.
+    #[error("The bundle has no drive {id}")]
+    NoDrive {
+        /// The drive.
+        id: String,
+    },
+    /// The bundle has no such file.
+    #[error("The bundle has no file {name}: bake it with one")]
+    NoFile {
+        /// The file.
+        name: String,
+    },
+}
+
+impl OpenError {
+    /// Whether the bundle is to blame, rather than the host it is on.
+    pub fn is_bad_bundle(&self) -> bool {
+        match self {
+            OpenError::Directory { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+            }
+            // The file became shorter after it was opened.
+            OpenError::Read { source, .. } => source.kind() == io::ErrorKind::UnexpectedEof,
+            _ => true,
+        }
+    }
+}
+
+/// An open bundle: its manifest is possible, and every file is there, plain, and as long as the manifest says.
+///
+/// The contents of `state` and `memory.index` are checked when they are asked for; those of the other files by
+/// [`verify`](Self::verify) only.
+#[derive(Debug)]
+pub struct Bundle {
+    pub(super) directory: Directory,
+    manifest: Manifest,
+    /// One handle per file: what was measured is what is mapped.
+    files: BTreeMap<String, PlainFile>,
+}
+
+impl Bundle {
+    /// Opens the bundle at `path`. Symbolic links are followed to the bundle, never in it.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let directory =
+            Directory::open(path).map_err(|source| OpenError::Directory { path: path.to_owned(), source })?;
+        Self::in_directory(directory, path)
+    }
+
+    pub(super) fn in_directory(directory: Directory, path: &Path) -> Result<Self, OpenError> {
+        let manifest = read_manifest(&directory, path)?;
+        let open = |(name, entry): (&String, &FileEntry)| {
+            let file = directory.file(name).map_err(|fault| refused(name, fault))?;
+            match file.len {
+                len if len == entry.len => Ok((name.clone(), file)),
+                found => Err(OpenError::Length { name: name.clone(), found, expected: entry.len }),
+            }
+        };
+        let files = manifest.files.iter().map(open).collect::<Result<_, OpenError>>()?;
+        Ok(Bundle { directory, manifest, files })
+    }
+
+    /// What the bundle is.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The machine's saved state, every checksum of it right.
+    ///
+    /// # Errors
+    /// The file is damaged, or of another format than the manifest says.
+    pub fn state(&self) -> Result<Reader, OpenError> {
+        let reader = Reader::from_vec(self.read(names::STATE)?)?;
+        let (state, manifest) = (reader.header().version, self.manifest.version()?);
+        if state == manifest { Ok(reader) } else { Err(OpenError::Formats { state, manifest }) }
+    }
+
+    /// The memory index, its checksums right and bound to this bundle's machine.
+    ///
+    /// # Errors
+    /// The file is damaged, or belongs to another machine.
+    pub fn index(&self) -> Result<MemoryIndex, OpenError> {
+        let index = MemoryIndex::decode(&self.read(names::INDEX)?)?;
+        let machine = &self.manifest.machine;
+        index.check_machine(&machine_state(
+            machine.memory_bytes,
+            machine.vcpus,
+            self.manifest.cpu.tsc_khz,
+        ))?;
+        Ok(index)
+    }
+
+    /// The guest's memory, as long as the manifest says, once its index has been found good.
+    ///
+    /// # Errors
+    /// The index is refused, or says that this bundle does not hold all of the memory.
+    pub fn memory(&self) -> Result<&File, OpenError> {
+        let index = self.index()?;
+        match index.count(|place| matches!(place, Place::Parent { .. })) {
+            0 => Ok(&self.plain(names::MEMORY)?.file),
+            chunks => Err(OpenError::Parent { chunks }),
+        }
+    }
+
+    /// The image behind a drive. Its content is not checked: what is wrong in it is the guest's own affair.
+    ///
+    /// # Errors
+    /// There is no such drive, or no descriptor left for it.
+    pub fn drive(&self, id: &str) -> Result<File, OpenError> {
+        let drive = self.manifest.drives.iter().find(|drive| drive.id == id);
+        let drive = drive.ok_or_else(|| OpenError::NoDrive { id: id.to_owned() })?;
+        let file = &self.plain(&drive.file)?.file;
+        file.try_clone().map_err(|source| OpenError::Read { name: drive.file.clone(), source })
+    }
+
+    /// The kernel, for a cold start.
+    ///
+    /// # Errors
+    /// The bundle has none, or it cannot be read.
+    pub fn kernel(&self) -> Result<Vec<u8>, OpenError> {
+        self.read(names::KERNEL)
+    }
+
+    /// The initramfs, for a cold start.
+    ///
+    /// # Errors
+    /// The bundle has none, or it cannot be read.
+    pub fn initramfs(&self) -> Result<Vec<u8>, OpenError> {
+        self.read(names::INITRAMFS)
+    }
+
+    /// Whether the bundle has a file of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.files.contains_key(name)
+    }
+
+    pub(super) fn plain(&self, name: &str) -> Result<&PlainFile, OpenError> {
+        self.files.get(name).ok_or_else(|| OpenError::NoFile { name: name.to_owned() })
+    }
+
+    pub(super) fn files(&self) -> impl Iterator<Item = (&str, &PlainFile)> {
+        self.files.iter().map(|(name, file)| (name.as_str(), file))
+    }
+
+    /// All of a file. The manifest bounds `state` and `memory.index` closer than this does.
+    pub(super) fn read(&self, name: &str) -> Result<Vec<u8>, OpenError> {
+        let file = self.plain(name)?;
+        if file.len > IMAGE_MAX {
+            return Err(OpenError::TooLong { name: name.to_owned(), len: file.len, limit: IMAGE_MAX });
+        }
+        file.read().map_err(|source| OpenError::Read { name: name.to_owned(), source })
+    }
+}
+
+/// The manifest has no length recorded elsewhere: it is bounded, and ends with a checksum of its own.
+fn read_manifest(directory: &Directory, path: &Path) -> Result<Manifest, OpenError> {
+    let file = directory.file(names::MANIFEST).map_err(|fault| match fault {
+        FileFault::Missing => OpenError::NotABundle { path: path.to_owned() },
+        fault => refused(names::MANIFEST, fault),
+    })?;
+    if file.len > MANIFEST_MAX as u64 {
+        return Err(ManifestError::TooLong { len: usize::try_from(file.len).unwrap_or(usize::MAX) }.into());
+    }
+    let text = file.read().map_err(|source| OpenError::Read { name: names::MANIFEST.to_owned(), source })?;
+    Ok(Manifest::from_json(&text)?)
+}
+
+fn refused(name: &str, fault: FileFault) -> OpenError {
+    let name = name.to_owned();
+    match fault {
+        FileFault::Missing => OpenError::Missing { name },
+        FileFault::NotPlain => OpenError::NotPlain { name },
+        FileFault::Io(source) => OpenError::Read { name, source },
+    }
+}

@@ -1,0 +1,293 @@
+//! The command line, as typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{Size, Span};
+
+/// Restores microVMs from warm snapshots in milliseconds.
+///
+/// `ember bake` boots a guest once, takes it to its warm point and writes a bundle; `ember run` restores a clone from the
+/// bundle, gives it one event and prints its answer.
+#[derive(Debug, Parser)]
+#[command(name = "ember", version = version(), disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// `0.1.0 (snapshot format 1.1)`.
+pub fn version() -> &'static str {
+    const PROGRAM: &str = env!("CARGO_PKG_VERSION");
+    static TEXT: std::sync::OnceLock<String> = std::sync::OnceLock::new();
+    TEXT.get_or_init(|| format!("{PROGRAM} (snapshot format {})", snapshot_format::state::CURRENT))
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot a guest, take it to its warm point, write a bundle
+    Bake(Box<BakeArgs>),
+    /// Restore a clone, send it one event, print its answer
+    Run(Box<RunArgs>),
+    /// Compare cold boot with warm restore, to the first answer byte
+    Bench(BenchArgs),
+    /// Show what is in a bundle, from header and index alone
+    Inspect(BundleArgs),
+    /// Check every checksum of a bundle
+    Verify(BundleArgs),
+    /// Tell whether this host can run microVMs, and what to do if not
+    Doctor(DoctorArgs),
+    /// Build a root image from a directory, an OCI layout or an archive
+    Image(ImageArgs),
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a folder
+    Man {
+        /// The folder.
+        directory: PathBuf,
+    },
+}
+
+/// How events reach the function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum InterfaceArg {
+    /// A command: stdin in; stdout, stderr and exit code out
+    Exec,
+    /// A program that listens on a TCP port
+    Http,
+    /// A client of the AWS Lambda Runtime API
+    Lambda,
+    /// A small guest without Linux
+    Port,
+}
+
+/// `ember bake`.
+#[derive(Debug, Args)]
+pub struct BakeArgs {
+    /// Bundle to write
+    pub bundle: PathBuf,
+    /// Read what to bake from this file; flags win over it
+    #[arg(short, long, value_name = "EMBER.TOML")]
+    pub config: Option<PathBuf>,
+    /// Kernel: bzImage or ELF; the ELF of a small guest for `port`
+    #[arg(long, value_name = "FILE", env = "EMBER_KERNEL")]
+    pub kernel: Option<PathBuf>,
+    /// Folder with the kernel's modules (lib/modules/VERSION)
+    #[arg(long, value_name = "DIR", env = "EMBER_MODULES")]
+    pub modules: Option<PathBuf>,
+    /// Words to add to the kernel's command line
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub kernel_args: Option<String>,
+    /// The guest agent; found beside `ember` when not given
+    #[arg(long, value_name = "FILE", env = "EMBER_AGENT")]
+    pub agent: Option<PathBuf>,
+    /// Root file system: directory, ext4 image, OCI image layout, OCI or docker archive
+    #[arg(long, value_name = "PATH")]
+    pub root: Option<PathBuf>,
+    /// Which image of an OCI layout
+    #[arg(long, value_name = "NAME")]
+    pub reference: Option<String>,
+    /// Guest RAM, for example 256MiB
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<Size>,
+    /// Number of vCPUs, 1 to 8
+    #[arg(long, value_name = "N")]
+    pub vcpus: Option<u32>,
+    /// How events reach the function
+    #[arg(long, value_enum)]
+    pub interface: Option<InterfaceArg>,
+    /// Environment variable of the function; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub env: Vec<(String, String)>,
+    /// Working directory of the function
+    #[arg(long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// User of the function: uid[:gid] or a name
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// exec: start the next event's process before the freeze
+    #[arg(long)]
+    pub resident: bool,
+    /// http: TCP port the function listens on
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// http: path of the readiness request
+    #[arg(long, value_name = "PATH")]
+    pub ready_path: Option<String>,
+    /// lambda: handler, module.function
+    #[arg(long, value_name = "NAME")]
+    pub handler: Option<String>,
+    /// Warm-up event in place; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub warm_up: Vec<String>,
+    /// Drive besides the root, copied into the bundle; may be repeated
+    #[arg(long, value_name = "ID=FILE", value_parser = pair)]
+    pub drive: Vec<(String, String)>,
+    /// Longest wait for the guest to boot
+    #[arg(long, value_name = "TIME")]
+    pub boot_timeout: Option<Span>,
+    /// Longest wait for the function to get ready
+    #[arg(long, value_name = "TIME")]
+    pub ready_timeout: Option<Span>,
+    /// Longest time an event may take
+    #[arg(long, value_name = "TIME")]
+    pub event_timeout: Option<Span>,
+    /// Replace the bundle if it exists
+    #[arg(short, long)]
+    pub force: bool,
+    /// Format to write, for older releases
+    #[arg(long, value_name = "VERSION", default_value_t = snapshot_format::state::CURRENT)]
+    pub format: snapshot_format::state::FormatVersion,
+    /// Show the guest's console
+    #[arg(long)]
+    pub console: bool,
+    /// Print sizes and times as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Program and arguments of the function
+    #[arg(last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// The event of a run.
+#[derive(Debug, Clone, Default, Args)]
+pub struct EventArgs {
+    /// Event from a file; `-` is standard input
+    #[arg(short, long, value_name = "FILE", group = "content")]
+    pub event: Option<PathBuf>,
+    /// Event in place; must be JSON
+    #[arg(long, value_name = "TEXT", group = "content")]
+    pub event_json: Option<String>,
+    /// Event in place
+    #[arg(long, value_name = "TEXT", group = "content")]
+    pub event_text: Option<String>,
+    /// http: method; GET, or POST when the event has content
+    #[arg(short = 'X', long, value_name = "METHOD")]
+    pub method: Option<String>,
+    /// http: path and query
+    #[arg(short, long, value_name = "PATH")]
+    pub path: Option<String>,
+    /// http: header; may be repeated
+    #[arg(short = 'H', long, value_name = "NAME: VALUE")]
+    pub header: Vec<String>,
+}
+
+/// `ember run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Bundle to restore
+    pub bundle: PathBuf,
+    #[command(flatten)]
+    pub event: EventArgs,
+    /// Environment value delivered after the restore; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub env: Vec<(String, String)>,
+    /// Longest time until the answer is complete
+    #[arg(long, value_name = "TIME")]
+    pub timeout: Option<Span>,
+    /// Repeat on this many fresh clones and print the distribution
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub count: Option<u32>,
+    /// Send the event this many times to the same clone
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub repeat: u32,
+    /// Boot the bundle's kernel instead of restoring
+    #[arg(long)]
+    pub cold: bool,
+    /// http: print status and headers before the body
+    #[arg(short, long)]
+    pub include: bool,
+    /// Print every phase in microseconds
+    #[arg(long)]
+    pub timing: bool,
+    /// Show the guest's console
+    #[arg(long)]
+    pub console: bool,
+    /// Tell what is done
+    #[arg(short, long)]
+    pub verbose: bool,
+    /// Print the answer and everything else as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ember bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Bundle to measure
+    pub bundle: PathBuf,
+    #[command(flatten)]
+    pub event: EventArgs,
+    /// Pairs of one cold and one warm start, in turn
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub pairs: u32,
+    /// Longest time until an answer is complete
+    #[arg(long, value_name = "TIME")]
+    pub timeout: Option<Span>,
+    /// Print the figures and every sample as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ember inspect` and `ember verify`.
+#[derive(Debug, Args)]
+pub struct BundleArgs {
+    /// The bundle
+    pub bundle: PathBuf,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ember doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `ember image`.
+#[derive(Debug, Args)]
+pub struct ImageArgs {
+    /// Directory, ext4 image, OCI image layout, OCI or docker archive
+    pub source: PathBuf,
+    /// Image file to write
+    pub image: PathBuf,
+    /// Which image of an OCI layout
+    #[arg(long, value_name = "NAME")]
+    pub reference: Option<String>,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("write it as NAME=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_function_s_command_stands_behind_two_dashes() {
+        let cli = Cli::try_parse_from(["ember", "bake", "out", "--vcpus", "2", "--", "cat", "-n"]).unwrap();
+        let Command::Bake(bake) = cli.command else { panic!("not a bake") };
+        assert_eq!(bake.command, ["cat", "-n"]);
+        assert_eq!(bake.vcpus, Some(2));
+    }
+}

@@ -1,0 +1,86 @@
+//! Where the guest's serial console goes: to standard error when asked for, and its last part is kept for error messages.
+
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// How much of the console is kept, bytes.
+const TAIL_MAX: usize = 16 << 10;
+/// How many lines of it a message shows.
+const LINES_MAX: usize = 25;
+
+/// The guest's console.
+#[derive(Debug, Clone)]
+pub struct Console {
+    show: bool,
+    tail: Arc<Mutex<VecDeque<u8>>>,
+}
+
+impl Console {
+    /// A console that is also shown on standard error if `show`.
+    pub fn new(show: bool) -> Self {
+        Console { show, tail: Arc::default() }
+    }
+
+    /// What the serial port writes to.
+    pub fn writer(&self) -> Box<dyn Write + Send> {
+        Box::new(self.clone())
+    }
+
+    /// The last lines, for a message; `None` when they were shown already or there are none.
+    pub fn tail(&self) -> Option<String> {
+        if self.show {
+            return None;
+        }
+        let mut kept = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = printable(kept.make_contiguous());
+        let lines: Vec<&str> = text.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LINES_MAX)..];
+        (!last.is_empty()).then(|| last.join("\n"))
+    }
+}
+
+/// What a guest writes may hold anything: control characters must not reach a terminal.
+fn printable(bytes: &[u8]) -> String {
+    let clean = |c: &char| *c == '\n' || *c == '\t' || !c.is_control();
+    String::from_utf8_lossy(bytes).chars().filter(clean).collect()
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.show {
+            io::stderr().write_all(bytes)?;
+        }
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.extend(bytes);
+        let surplus = tail.len().saturating_sub(TAIL_MAX);
+        tail.drain(..surplus);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_last_lines_are_kept_and_nothing_a_terminal_would_obey() {
+        let mut console = Console::new(false);
+        for n in 0..5000 {
+            writeln!(console, "line {n}\x1b[2J\r").unwrap();
+        }
+        let tail = console.tail().unwrap();
+        assert_eq!(tail.lines().count(), LINES_MAX);
+        assert!(tail.ends_with("line 4999[2J"));
+        assert!(console.tail.lock().unwrap().len() <= TAIL_MAX);
+    }
+
+    #[test]
+    fn a_silent_guest_has_no_tail() {
+        assert_eq!(Console::new(false).tail(), None);
+    }
+}

@@ -1,0 +1,56 @@
+//! `ember inspect`: what is in a bundle, from manifest, header and index alone.
+
+use crate::bundle::{Bundle, Inspection};
+use crate::config::Size;
+
+use super::args::BundleArgs;
+use super::failure::{Failure, Kind};
+use super::output;
+
+/// Shows a bundle.
+///
+/// # Errors
+/// It cannot be opened, or standard output is closed.
+pub fn inspect(args: &BundleArgs) -> Result<u8, Failure> {
+    let inspection = Bundle::open(&args.bundle)?.inspect()?;
+    if args.json {
+        let value = serde_json::to_value(&inspection).map_err(|e| Failure::new(Kind::Internal, &e))?;
+        output::json(&value)?;
+        return Ok(0);
+    }
+    output::line(&facts(&inspection))?;
+    let mut files = output::table(&["file", "bytes", "on disk"]);
+    for (name, file) in &inspection.files {
+        files.add_row([name.clone(), file.len.to_string(), Size(file.allocated).to_string()]);
+    }
+    output::line(&files.to_string())?;
+    Ok(0)
+}
+
+fn facts(inspection: &Inspection) -> String {
+    let Inspection { manifest, state, memory, .. } = inspection;
+    let function = &manifest.function;
+    let interface = serde_json::to_value(function.interface).unwrap_or_default();
+    let sections: Vec<String> = state
+        .sections
+        .iter()
+        .map(|section| format!("{}.{} {} B", section.name, section.instance, section.len))
+        .collect();
+    let content = memory.content_chunks * memory.granule;
+    let rows = [
+        ("format", format!("{} (written by {})", state.format, state.creator)),
+        (
+            "machine",
+            format!("{}, {} vCPU, {} memory", state.arch, manifest.machine.vcpus, Size(memory.bytes)),
+        ),
+        (
+            "memory",
+            format!("{} in chunks of {} with content, the rest zero", Size(content), Size(memory.granule)),
+        ),
+        ("cpu", format!("{}, TSC {} kHz", manifest.cpu.vendor, manifest.cpu.tsc_khz)),
+        ("function", format!("{} {}", interface.as_str().unwrap_or_default(), function.command.join(" "))),
+        ("kernel", manifest.machine.kernel_cmdline.clone()),
+        ("state", sections.join(", ")),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:<10}{value}")).collect::<Vec<_>>().join("\n")
+}

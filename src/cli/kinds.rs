@@ -1,0 +1,147 @@
+//! Which kind of failure each error is: the one place that maps operations to exit codes.
+
+use crate::boot::initramfs::InitramfsError;
+use crate::boot::{BootError, KernelError, SmallGuestError};
+use crate::bundle::{DraftError, OpenError, VerifyError};
+use crate::config::{ConfigError, EventError, InvalidError};
+use crate::devices::DeviceError;
+use crate::function::SessionError;
+use crate::jail::ForkError;
+use crate::rootfs::{DetectError, RootfsError};
+use crate::vm::{
+    BuildError, CaptureError, DriveError, InvokeError, LoadError, RunError, StartError, WarmError,
+};
+
+use super::failure::{Kind, ToFailure};
+
+/// Errors that are of one kind whatever their variant.
+macro_rules! always {
+    ($($error:ty => $kind:ident),* $(,)?) => {
+        $(impl ToFailure for $error {
+            fn kind(&self) -> Kind {
+                Kind::$kind
+            }
+        })*
+    };
+}
+
+always! {
+    ConfigError => Usage,
+    EventError => Usage,
+    InvalidError => Usage,
+    InitramfsError => Usage,
+    KernelError => Usage,
+    SmallGuestError => Usage,
+    DetectError => Usage,
+    DeviceError => HostCannot,
+    ForkError => HostCannot,
+    CaptureError => HostCannot,
+    RunError => GuestFailed,
+}
+
+impl ToFailure for OpenError {
+    fn kind(&self) -> Kind {
+        if self.is_bad_bundle() { Kind::BadBundle } else { Kind::HostCannot }
+    }
+}
+
+impl ToFailure for VerifyError {
+    fn kind(&self) -> Kind {
+        if self.is_bad_bundle() { Kind::BadBundle } else { Kind::HostCannot }
+    }
+}
+
+impl ToFailure for DraftError {
+    fn kind(&self) -> Kind {
+        match self {
+            DraftError::Target { .. } | DraftError::Exists { .. } | DraftError::Foreign { .. } => Kind::Usage,
+            _ => Kind::HostCannot,
+        }
+    }
+}
+
+impl ToFailure for SessionError {
+    fn kind(&self) -> Kind {
+        match self {
+            SessionError::TooLarge { .. }
+            | SessionError::WrongInterface { .. }
+            | SessionError::Request { .. }
+            | SessionError::Env { .. }
+            | SessionError::Contract { .. } => Kind::Usage,
+            SessionError::Version { .. } => Kind::BadBundle,
+            SessionError::NotUnique { .. } => Kind::NotUnique,
+            SessionError::TimedOut { .. } => Kind::Timeout,
+            _ => Kind::GuestFailed,
+        }
+    }
+}
+
+impl ToFailure for DriveError {
+    fn kind(&self) -> Kind {
+        match self {
+            DriveError::Session(error) => error.kind(),
+            _ => Kind::GuestFailed,
+        }
+    }
+}
+
+impl ToFailure for InvokeError {
+    fn kind(&self) -> Kind {
+        match self {
+            InvokeError::Drive(error) => error.kind(),
+            InvokeError::Session(error) => error.kind(),
+            InvokeError::Sink(_) => Kind::Internal,
+        }
+    }
+}
+
+impl ToFailure for WarmError {
+    fn kind(&self) -> Kind {
+        match self {
+            WarmError::Guest(error) | WarmError::WarmUp { source: error, .. } => error.kind(),
+            WarmError::WarmUpFailed { .. } => Kind::GuestFailed,
+        }
+    }
+}
+
+impl ToFailure for LoadError {
+    fn kind(&self) -> Kind {
+        match self {
+            LoadError::Linux(BootError::TooLittleMemory { .. } | BootError::CommandLine { .. }) => {
+                Kind::Usage
+            }
+            LoadError::Linux(_) => Kind::HostCannot,
+            LoadError::Small(error) => error.kind(),
+            LoadError::Kernel(error) => error.kind(),
+        }
+    }
+}
+
+impl ToFailure for BuildError {
+    fn kind(&self) -> Kind {
+        match self {
+            BuildError::Load(error) => error.kind(),
+            BuildError::Device(error) if error.is_bad_state() => Kind::BadBundle,
+            BuildError::Vcpu(error) if error.is_bad_state() => Kind::BadBundle,
+            _ => Kind::HostCannot,
+        }
+    }
+}
+
+impl ToFailure for StartError {
+    fn kind(&self) -> Kind {
+        match self {
+            StartError::Bundle(error) => error.kind(),
+            StartError::Saved(_) => Kind::BadBundle,
+            StartError::Build(error) => error.kind(),
+            StartError::Load(_) => Kind::BadBundle,
+            StartError::Map(_) | StartError::Delta { .. } => Kind::HostCannot,
+        }
+    }
+}
+
+impl ToFailure for RootfsError {
+    fn kind(&self) -> Kind {
+        Kind::Usage
+    }
+}

@@ -1,0 +1,170 @@
+//! What the machine's process tells its parent when it is done: one JSON object through a pipe.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::vm::{ANSWERED, FIRST_ANSWER, FIRST_INSTRUCTION, Timeline};
+
+use super::failure::{Failure, Kind};
+use super::run::{Lived, Row};
+use super::sink::Collected;
+use super::statistics::Distribution;
+
+/// The report.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Report {
+    result: Result<Told, ToldFailure>,
+    /// Phases and their microseconds, in order.
+    phases: Vec<(String, f64)>,
+    /// Microseconds from the process's start to each of the marks that people ask for.
+    restore_us: Option<f64>,
+    first_answer_us: Option<f64>,
+    answered_us: Option<f64>,
+    answer: Option<Collected>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Told {
+    exit_code: i32,
+    events_us: Vec<f64>,
+    block_requests: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct ToldFailure {
+    code: u8,
+    chain: Vec<String>,
+    detail: Option<String>,
+}
+
+/// Microseconds.
+pub fn us(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
+}
+
+impl Report {
+    /// The report of a life.
+    pub fn new(outcome: Result<Lived, Failure>, timeline: &Timeline, answer: Option<Collected>) -> Self {
+        let result = outcome
+            .map(|lived| Told {
+                exit_code: lived.exit_code,
+                events_us: lived.events.into_iter().map(us).collect(),
+                block_requests: lived.block_requests,
+            })
+            .map_err(|failure| ToldFailure {
+                code: failure.kind().code(),
+                chain: failure.chain().to_vec(),
+                detail: failure.detail().map(str::to_owned),
+            });
+        Report {
+            result,
+            phases: timeline.phases().into_iter().map(|(name, took)| (name.to_owned(), us(took))).collect(),
+            restore_us: timeline.until(FIRST_INSTRUCTION).map(us),
+            first_answer_us: timeline.until(FIRST_ANSWER).map(us),
+            answered_us: timeline.until(ANSWERED).map(us),
+            answer,
+        }
+    }
+
+    /// Sends it and closes the pipe.
+    ///
+    /// # Errors
+    /// The parent is gone.
+    pub fn send(&self, mut to: File) -> io::Result<()> {
+        to.write_all(&serde_json::to_vec(self)?)
+    }
+
+    /// Reads a report to the end of the pipe; `None` when the process ended without one.
+    ///
+    /// # Errors
+    /// The bytes are no report.
+    pub fn receive(mut from: File) -> Result<Option<Report>, Failure> {
+        let mut bytes = Vec::new();
+        from.read_to_end(&mut bytes).map_err(|e| Failure::new(Kind::Internal, &e))?;
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_slice(&bytes).map(Some).map_err(|e| Failure::new(Kind::Internal, &e))
+    }
+
+    /// The function's exit code, as a process can have it.
+    ///
+    /// # Errors
+    /// The failure that ended the clone.
+    pub fn outcome(&self) -> Result<u8, Failure> {
+        match &self.result {
+            // A process's exit code has eight bits.
+            Ok(told) => Ok(told.exit_code.to_le_bytes()[0]),
+            Err(told) => {
+                let kind = Kind::from_code(told.code).unwrap_or(Kind::Internal);
+                Err(Failure::from_parts(kind, told.chain.clone(), told.detail.clone()))
+            }
+        }
+    }
+
+    /// Phases and their microseconds.
+    pub fn phases(&self) -> &[(String, f64)] {
+        &self.phases
+    }
+
+    /// Time of each event, microseconds.
+    pub fn events_us(&self) -> &[f64] {
+        self.result.as_ref().map_or(&[], |told| &told.events_us)
+    }
+
+    /// Block requests until the last answer.
+    pub fn block_requests(&self) -> u64 {
+        self.result.as_ref().map_or(0, |told| told.block_requests)
+    }
+
+    /// For `--json`.
+    pub fn to_json(&self, timing: bool) -> serde_json::Value {
+        let mut object = serde_json::json!({
+            "exit_code": self.result.as_ref().map_or(0, |told| told.exit_code),
+            "answer": self.answer,
+        });
+        if timing {
+            object["timing"] = serde_json::json!({
+                "phases_us": self.phases,
+                "restore_to_first_instruction_us": self.restore_us,
+                "first_answer_us": self.first_answer_us,
+                "answered_us": self.answered_us,
+                "events_us": self.events_us(),
+                "block_requests": self.block_requests(),
+            });
+        }
+        object
+    }
+}
+
+/// The times of many clones.
+#[derive(Debug, Default)]
+pub struct ToldTimes {
+    restore: Vec<f64>,
+    first_answer: Vec<f64>,
+    answered: Vec<f64>,
+}
+
+impl ToldTimes {
+    /// Adds one clone's.
+    pub fn add(&mut self, report: &Report) {
+        self.restore.extend(report.restore_us);
+        self.first_answer.extend(report.first_answer_us);
+        self.answered.extend(report.answered_us);
+    }
+
+    /// As rows of a table.
+    pub fn into_rows(self) -> Vec<Row> {
+        [
+            ("to the first instruction", self.restore),
+            ("to the first answer byte", self.first_answer),
+            ("to the end of the answer", self.answered),
+        ]
+        .into_iter()
+        .filter_map(|(name, samples)| Some((name, Distribution::new(samples)?)))
+        .collect()
+    }
+}

@@ -1,0 +1,225 @@
+//! Where the serial port's output goes: a bounded buffer that a thread empties into the user's sink.
+//!
+//! The sink may be a pipe that nobody reads. A vCPU must not wait for it, so it only fills the buffer; what does not
+//! fit is counted and lost. The thread is started by the first byte: a clone that prints nothing never pays for it.
+
+use std::fmt;
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use crate::bus::lock;
+
+/// Most bytes that wait for the sink.
+const BUFFER_MAX: usize = 64 << 10;
+/// A part of a line wakes the thread when it is this long.
+const WAKE_AT: usize = 512;
+/// How long the end of the machine waits for the sink to take the last words.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
+#[derive(Debug, Default)]
+struct Buffer {
+    bytes: Vec<u8>,
+    /// Bytes that did not fit since the thread last looked.
+    lost: usize,
+    /// The port is gone: the thread ends once the buffer is empty.
+    closed: bool,
+    /// The thread is writing, or cannot any more.
+    busy: bool,
+    dead: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    buffer: Mutex<Buffer>,
+    changed: Condvar,
+}
+
+/// The vCPU's side. Never blocks for longer than it takes to copy a byte.
+pub(super) struct Console {
+    shared: Arc<Shared>,
+    /// Until the thread takes it.
+    sink: Option<Box<dyn Write + Send>>,
+}
+
+impl fmt::Debug for Console {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Console").field("shared", &self.shared).finish_non_exhaustive()
+    }
+}
+
+impl Console {
+    pub(super) fn new(sink: Box<dyn Write + Send>) -> Self {
+        Console { shared: Arc::default(), sink: Some(sink) }
+    }
+
+    fn start(&mut self) {
+        let Some(sink) = self.sink.take() else { return };
+        let shared = self.shared.clone();
+        let thread =
+            std::thread::Builder::new().name("console".to_owned()).spawn(move || empty(&shared, sink));
+        if thread.is_err() {
+            lock(&self.shared.buffer).dead = true;
+        }
+    }
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.start();
+        let mut buffer = lock(&self.shared.buffer);
+        if !buffer.dead {
+            let room = BUFFER_MAX - buffer.bytes.len().min(BUFFER_MAX);
+            let fit = bytes.get(..room).unwrap_or(bytes);
+            buffer.bytes.extend_from_slice(fit);
+            buffer.lost = buffer.lost.saturating_add(bytes.len() - fit.len());
+            if bytes.contains(&b'\n') || buffer.bytes.len() >= WAKE_AT {
+                self.shared.changed.notify_all();
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        let mut buffer = lock(&self.shared.buffer);
+        buffer.closed = true;
+        self.shared.changed.notify_all();
+        if self.sink.is_none() {
+            let unwritten = |b: &mut Buffer| !b.dead && (b.busy || !b.bytes.is_empty());
+            // A sink that takes no more is left behind, with the thread that waits for it.
+            drop(self.shared.changed.wait_timeout_while(buffer, LAST_WORDS, unwritten));
+        }
+    }
+}
+
+/// The thread.
+fn empty(shared: &Shared, mut sink: Box<dyn Write + Send>) {
+    let mut buffer = lock(&shared.buffer);
+    loop {
+        buffer = wait(shared, buffer);
+        let (bytes, lost) = (std::mem::take(&mut buffer.bytes), std::mem::take(&mut buffer.lost));
+        if bytes.is_empty() {
+            return;
+        }
+        buffer.busy = true;
+        drop(buffer);
+        let written = write(&mut sink, &bytes, lost);
+        buffer = lock(&shared.buffer);
+        buffer.busy = false;
+        buffer.dead = written.is_err();
+        shared.changed.notify_all();
+        if buffer.dead {
+            buffer.bytes = Vec::new();
+            return;
+        }
+    }
+}
+
+/// Waits for a line, for half a page, or for the end.
+fn wait<'a>(shared: &Shared, buffer: MutexGuard<'a, Buffer>) -> MutexGuard<'a, Buffer> {
+    let idle = |b: &mut Buffer| !b.closed && b.bytes.len() < WAKE_AT && !b.bytes.contains(&b'\n');
+    shared.changed.wait_while(buffer, idle).unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn write(sink: &mut dyn Write, bytes: &[u8], lost: usize) -> io::Result<()> {
+    sink.write_all(bytes)?;
+    if lost > 0 {
+        write!(
+            sink,
+            "\n[{lost} bytes of the guest's console were lost: they came faster than they were read]\n"
+        )?;
+    }
+    sink.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Instant;
+
+    use super::*;
+
+    struct Sink(Sender<Vec<u8>>);
+    impl Write for Sink {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn console() -> (Console, Receiver<Vec<u8>>) {
+        let (sender, receiver) = channel();
+        (Console::new(Box::new(Sink(sender))), receiver)
+    }
+
+    #[test]
+    fn lines_arrive_while_the_guest_runs_and_the_rest_at_its_end() {
+        let (mut console, sink) = console();
+        for byte in b"hello\nla" {
+            console.write_all(&[*byte]).unwrap();
+        }
+        let mut seen = sink.recv_timeout(Duration::from_secs(10)).unwrap();
+        drop(console);
+        while let Ok(more) = sink.recv_timeout(Duration::from_secs(10)) {
+            seen.extend(more);
+        }
+        assert_eq!(seen, b"hello\nla");
+    }
+
+    #[test]
+    fn a_silent_guest_costs_no_thread() {
+        let (console, sink) = console();
+        assert!(console.sink.is_some());
+        drop(console);
+        assert!(sink.recv().is_err());
+    }
+
+    struct Stuck;
+    impl Write for Stuck {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            std::thread::sleep(Duration::from_secs(3600));
+            Ok(0)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_sink_that_takes_nothing_stops_nobody_and_fills_no_memory() {
+        let mut console = Console::new(Box::new(Stuck));
+        let start = Instant::now();
+        for _ in 0..1000 {
+            console.write_all(&[b'x'; 1000]).unwrap();
+        }
+        let buffer = lock(&console.shared.buffer);
+        assert!(buffer.bytes.len() <= BUFFER_MAX);
+        assert!(buffer.lost > 0);
+        drop(buffer);
+        drop(console);
+        assert!(start.elapsed() < Duration::from_secs(60));
+    }
+
+    #[test]
+    fn a_sink_that_fails_is_given_up() {
+        let (mut console, sink) = console();
+        drop(sink);
+        console.write_all(b"one\n").unwrap();
+        let buffer = lock(&console.shared.buffer);
+        let (buffer, _) =
+            console.shared.changed.wait_timeout_while(buffer, Duration::from_secs(10), |b| !b.dead).unwrap();
+        assert!(buffer.dead);
+        drop(buffer);
+        console.write_all(b"two\n").unwrap();
+        assert!(lock(&console.shared.buffer).bytes.is_empty());
+    }
+}

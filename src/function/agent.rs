@@ -1,0 +1,635 @@
+//! The conversation with the agent of a Linux guest (docs/guest-protocol.md).
+
+use std::collections::VecDeque;
+use std::mem;
+
+use guest_protocol::{
+    CONTRACT_MAX, Cause, Decoder, EventHead, Failure, GENERATION_LEN, Hello, PAYLOAD_MAX, Restore,
+    RestoreEntries, RestoreEntry, ToGuest, ToHost,
+};
+use snapshot_format::manifest::{FunctionContract, Interface};
+
+use super::error::{LastOutput, SessionError};
+use super::event::Event;
+use super::response::{Piece, Response, ResponseError};
+use super::tail::Tail;
+use super::{Notice, Outbox, RestoreMessage};
+
+/// The versions of the guest protocol. An agent is frozen in its bundle: none is ever dropped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V1,
+}
+
+impl Version {
+    fn from_number(number: u16) -> Result<Self, SessionError> {
+        match number {
+            1 => Ok(Version::V1),
+            found => Err(SessionError::Version { found }),
+        }
+    }
+
+    fn number(self) -> u16 {
+        match self {
+            Version::V1 => 1,
+        }
+    }
+}
+
+/// How far the conversation is.
+#[derive(Debug)]
+enum Stage {
+    Greeting,
+    Starting,
+    Warm,
+    Settling,
+    Freezing,
+    Frozen,
+    Restoring { generation: [u8; GENERATION_LEN] },
+    Answering(Answering),
+    Failed,
+}
+
+/// What the frames of an answer are.
+#[derive(Debug)]
+enum Answering {
+    Exec,
+    Http(Box<Response>),
+    Lambda,
+}
+
+/// With an agent.
+#[derive(Debug)]
+pub struct AgentConversation {
+    contract: FunctionContract,
+    version: Option<Version>,
+    is_clone: bool,
+    stage: Stage,
+    /// Events whose answer is complete here while the agent has not said so yet.
+    finished: u32,
+    decoder: Decoder,
+    outbox: Outbox,
+    notices: VecDeque<Notice>,
+    tail: Tail,
+}
+
+impl AgentConversation {
+    pub(super) fn cold(contract: &FunctionContract) -> Result<Self, SessionError> {
+        // Refused before a guest is booted for it.
+        encode(contract)?;
+        Ok(Self::at(Stage::Greeting, contract, None))
+    }
+
+    pub(super) fn restored(contract: &FunctionContract, protocol: u16) -> Result<Self, SessionError> {
+        Ok(Self::at(Stage::Frozen, contract, Some(Version::from_number(protocol)?)))
+    }
+
+    fn at(stage: Stage, contract: &FunctionContract, version: Option<Version>) -> Self {
+        AgentConversation {
+            contract: contract.clone(),
+            version,
+            is_clone: version.is_some(),
+            stage,
+            finished: 0,
+            decoder: Decoder::new(),
+            outbox: Outbox::default(),
+            notices: VecDeque::new(),
+            tail: Tail::default(),
+        }
+    }
+
+    pub(super) fn protocol(&self) -> Option<u16> {
+        self.version.map(Version::number)
+    }
+
+    pub(super) fn is_clone(&self) -> bool {
+        self.is_clone
+    }
+
+    pub(super) fn restore(&mut self, message: &RestoreMessage) -> Result<(), SessionError> {
+        if !matches!(self.stage, Stage::Frozen) {
+            return Err(SessionError::Order { what: "A restore message", when: "to a guest that runs" });
+        }
+        let entries = entries(message)?;
+        let RestoreMessage { generation, entropy, unix_time_ns, .. } = *message;
+        let entries = RestoreEntries::from_bytes(&entries);
+        self.say(ToGuest::Restore(Restore { generation, entropy, unix_time_ns, entries }));
+        self.stage = Stage::Restoring { generation };
+        Ok(())
+    }
+
+    pub(super) fn event(&mut self, event: &Event) -> Result<(), SessionError> {
+        event.check(self.contract.interface)?;
+        self.expect_warm("An event")?;
+        let mut head = EventHead::default();
+        match event {
+            Event::Exec { stdin } => self.send(head, stdin, Answering::Exec),
+            Event::Http(request) => {
+                let bytes = request.to_bytes(&self.contract)?;
+                self.send(head, &bytes, Answering::Http(Box::new(Response::to(&request.method))));
+            }
+            Event::Lambda(event) => {
+                head.deadline_unix_ms = event.deadline_unix_ms;
+                head.request_id = event.request_id;
+                self.send(head, &event.payload, Answering::Lambda);
+            }
+            Event::Port { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn send(&mut self, head: EventHead, bytes: &[u8], answering: Answering) {
+        let (first, rest) = bytes.split_at(bytes.len().min(ToGuest::FIRST_MAX));
+        let total = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.say(ToGuest::Event { head: EventHead { total, ..head }, first });
+        for bytes in rest.chunks(PAYLOAD_MAX) {
+            self.say(ToGuest::Data { bytes });
+        }
+        self.stage = Stage::Answering(answering);
+    }
+
+    pub(super) fn settle(&mut self) -> Result<(), SessionError> {
+        self.expect_warm("The order to drop caches")?;
+        self.say(ToGuest::Settle);
+        self.stage = Stage::Settling;
+        Ok(())
+    }
+
+    pub(super) fn prepare_freeze(&mut self) -> Result<(), SessionError> {
+        self.expect_warm("The order to freeze")?;
+        self.say(ToGuest::Freeze);
+        self.stage = Stage::Freezing;
+        Ok(())
+    }
+
+    fn expect_warm(&self, what: &'static str) -> Result<(), SessionError> {
+        let when = match self.stage {
+            Stage::Warm => return Ok(()),
+            Stage::Greeting | Stage::Starting => "before the function is ready",
+            Stage::Settling | Stage::Freezing => "while the guest gets ready for the freeze",
+            Stage::Frozen | Stage::Restoring { .. } => "before the restore message is acknowledged",
+            Stage::Answering(_) => "while another event is being answered",
+            Stage::Failed => "after a failure",
+        };
+        Err(SessionError::Order { what, when })
+    }
+
+    fn say(&mut self, frame: ToGuest<'_>) {
+        frame.append_to(&mut self.outbox.bytes);
+    }
+
+    pub(super) fn output(&self) -> &[u8] {
+        self.outbox.pending()
+    }
+
+    pub(super) fn consume_output(&mut self, n: usize) {
+        self.outbox.consume(n);
+    }
+
+    pub(super) fn receive(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
+        let mut decoder = mem::take(&mut self.decoder);
+        decoder.push(bytes);
+        let taken = self.take_frames(&mut decoder);
+        self.decoder = decoder;
+        taken.map_err(|error| self.fail(error))
+    }
+
+    fn take_frames(&mut self, decoder: &mut Decoder) -> Result<(), SessionError> {
+        while let Some(raw) = decoder.next_frame()? {
+            self.heed(ToHost::decode(raw)?)?;
+        }
+        Ok(())
+    }
+
+    /// Whatever goes wrong before the acknowledgement has one meaning: this clone is not known to be unique.
+    fn fail(&mut self, error: SessionError) -> SessionError {
+        match mem::replace(&mut self.stage, Stage::Failed) {
+            Stage::Frozen | Stage::Restoring { .. } if !matches!(error, SessionError::NotUnique { .. }) => {
+                SessionError::NotUnique { reason: error.to_string() }
+            }
+            _ => error,
+        }
+    }
+
+    fn heed(&mut self, frame: ToHost<'_>) -> Result<(), SessionError> {
+        match (&mut self.stage, frame) {
+            (_, ToHost::Failed(failure)) => return Err(self.failure(&failure)),
+            (Stage::Greeting, ToHost::Hello(hello)) => return self.greet(&hello),
+            (Stage::Greeting | Stage::Frozen | Stage::Restoring { .. }, ToHost::Output { .. }) => {
+                return Err(self.unexpected(&frame));
+            }
+            (_, ToHost::Output { stream, bytes }) => {
+                self.tail.push(bytes);
+                self.notices.push_back(Notice::Output { stream, bytes: bytes.to_vec() });
+            }
+            (_, ToHost::Answer { .. }) if self.finished > 0 => {}
+            (_, ToHost::Done { .. }) if self.finished > 0 => self.finished -= 1,
+            (Stage::Starting, ToHost::Ready) => self.reach(Stage::Warm, Notice::Warm),
+            (Stage::Settling, ToHost::Settled) => self.reach(Stage::Warm, Notice::Settled),
+            (Stage::Freezing, ToHost::Frozen { mem_total, mem_free }) => {
+                self.reach(Stage::Frozen, Notice::ReadyToFreeze { mem_total, mem_free });
+            }
+            (Stage::Restoring { generation: asked }, ToHost::Acknowledge { generation }) => {
+                if *asked != generation {
+                    let reason = "it acknowledged another generation than its own".to_owned();
+                    return Err(SessionError::NotUnique { reason });
+                }
+                self.reach(Stage::Warm, Notice::Acknowledged);
+            }
+            (Stage::Answering(_), ToHost::Answer { bytes }) => return self.answer(bytes),
+            (Stage::Answering(_), ToHost::Done { exit_code }) => return self.done(exit_code),
+            _ => return Err(self.unexpected(&frame)),
+        }
+        Ok(())
+    }
+
+    fn reach(&mut self, stage: Stage, notice: Notice) {
+        self.stage = stage;
+        self.notices.push_back(notice);
+    }
+
+    fn greet(&mut self, hello: &Hello<'_>) -> Result<(), SessionError> {
+        self.version = Some(Version::from_number(hello.protocol)?);
+        let json = encode(&self.contract)?;
+        // One byte of each part tells whether it is the last.
+        let mut parts = json.chunks(PAYLOAD_MAX - 1).peekable();
+        while let Some(json) = parts.next() {
+            let last = parts.peek().is_none();
+            self.say(ToGuest::Contract { last, json });
+        }
+        self.stage = Stage::Starting;
+        Ok(())
+    }
+
+    fn answer(&mut self, bytes: &[u8]) -> Result<(), SessionError> {
+        let Stage::Answering(Answering::Http(response)) = &mut self.stage else {
+            self.notices.push_back(Notice::Answer { bytes: bytes.to_vec() });
+            return Ok(());
+        };
+        let notices = &mut self.notices;
+        let read = response.push(bytes, &mut |piece| {
+            notices.push_back(match piece {
+                Piece::Head { status, headers } => Notice::Head { status, headers },
+                Piece::Body(bytes) => Notice::Answer { bytes },
+            });
+        });
+        let (complete, exit_code) = (response.is_complete(), exit_code_of(response.status()));
+        read.map_err(|source| self.bad_response(source))?;
+        if complete {
+            // Not after the agent's word: the function may keep the connection open, and nobody need wait for its end.
+            self.say(ToGuest::Finish);
+            self.finished += 1;
+            self.reach(Stage::Warm, Notice::Done { exit_code });
+        }
+        Ok(())
+    }
+
+    fn done(&mut self, exit_code: i32) -> Result<(), SessionError> {
+        let exit_code = match &mut self.stage {
+            Stage::Answering(Answering::Http(response)) => {
+                let (end, status) = (response.end(), response.status());
+                end.map_err(|source| self.bad_response(source))?;
+                exit_code_of(status)
+            }
+            _ => exit_code,
+        };
+        self.reach(Stage::Warm, Notice::Done { exit_code });
+        Ok(())
+    }
+
+    fn bad_response(&self, source: ResponseError) -> SessionError {
+        SessionError::Response { last_output: self.tail.text(), source }
+    }
+
+    fn unexpected(&self, frame: &ToHost<'_>) -> SessionError {
+        let waiting_for = self.waiting_for().unwrap_or("nothing");
+        SessionError::Unexpected { frame: frame.name(), waiting_for }
+    }
+
+    fn failure(&self, failure: &Failure<'_>) -> SessionError {
+        let text = readable(failure.text);
+        let status = failure.status;
+        let what = match failure.cause {
+            Cause::Guest | Cause::Protocol => return SessionError::Guest { text },
+            Cause::Restore => return SessionError::NotUnique { reason: text },
+            Cause::Start => format!("could not be started: {text}"),
+            Cause::Exited => format!("ended with exit code {status} {}", self.when()),
+            Cause::Killed => format!("was killed by signal {status} {}", self.when()),
+            Cause::NotReady => format!("did not get ready: {text}"),
+            Cause::Init => format!("reported that it cannot initialise: {text}"),
+            Cause::AfterRestore => format!("reported that it cannot go on after the restore: {text}"),
+            Cause::Event => format!("did not answer the event: {text}"),
+        };
+        SessionError::Function { what, last_output: self.tail.text() }
+    }
+
+    fn when(&self) -> &'static str {
+        match self.stage {
+            Stage::Greeting | Stage::Starting => "before it was ready",
+            Stage::Answering(_) => "while it answered the event",
+            _ => "between events",
+        }
+    }
+
+    pub(super) fn next_notice(&mut self) -> Option<Notice> {
+        self.notices.pop_front()
+    }
+
+    pub(super) fn waiting_for(&self) -> Option<&'static str> {
+        match self.stage {
+            Stage::Greeting => Some("the guest agent's greeting"),
+            Stage::Starting => Some("the function to get ready"),
+            Stage::Settling => Some("the guest to drop its caches"),
+            Stage::Freezing => Some("the guest to get ready for the freeze"),
+            Stage::Restoring { .. } => Some("the acknowledgement of the restore message"),
+            Stage::Answering(_) => Some("the answer"),
+            Stage::Warm | Stage::Frozen | Stage::Failed => None,
+        }
+    }
+
+    pub(super) fn time_out(&self) -> SessionError {
+        let last_output = self.tail.text();
+        match self.stage {
+            Stage::Restoring { .. } => {
+                let reason = "it did not acknowledge its restore message in time".to_owned();
+                SessionError::NotUnique { reason }
+            }
+            Stage::Starting => {
+                SessionError::Function { what: "did not get ready in time".to_owned(), last_output }
+            }
+            _ => SessionError::TimedOut { waiting_for: self.waiting_for().unwrap_or("nothing"), last_output },
+        }
+    }
+}
+
+fn exit_code_of(status: u16) -> i32 {
+    i32::from(status >= 400)
+}
+
+/// Text of the guest, as a terminal may show it.
+fn readable(text: &[u8]) -> String {
+    let mut tail = Tail::default();
+    tail.push(text);
+    let LastOutput(text) = tail.text();
+    text
+}
+
+fn encode(contract: &FunctionContract) -> Result<Vec<u8>, SessionError> {
+    let refuse = |reason: &str| SessionError::Contract { reason: reason.to_owned() };
+    match contract.interface {
+        Interface::Http if contract.http.is_none() => return Err(refuse("it names no port to connect to")),
+        Interface::Lambda if contract.lambda.is_none() => return Err(refuse("it names no handler")),
+        _ if contract.command.is_empty() => return Err(refuse("it names no command")),
+        _ => {}
+    }
+    let json = serde_json::to_vec(contract).map_err(|e| refuse(&e.to_string()))?;
+    if json.len() > CONTRACT_MAX {
+        return Err(refuse(&format!(
+            "it is {} bytes long, more than the limit of {CONTRACT_MAX}",
+            json.len()
+        )));
+    }
+    Ok(json)
+}
+
+/// The environment as entries of a restore frame.
+fn entries(message: &RestoreMessage) -> Result<Vec<u8>, SessionError> {
+    let mut entries = Vec::new();
+    for (key, value) in &message.env {
+        let refuse = |reason| Err(SessionError::Env { key: key.clone(), reason });
+        if key.is_empty() || key.contains(['=', '\0']) {
+            return refuse("its name is empty or contains = or a zero byte");
+        }
+        if value.contains('\0') {
+            return refuse("its value contains a zero byte");
+        }
+        RestoreEntry::Env(format!("{key}={value}").as_bytes()).append_to(&mut entries);
+        if entries.len() > ToGuest::ENTRIES_MAX {
+            return refuse("all variables together are longer than 64 KiB");
+        }
+    }
+    Ok(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use guest_protocol::Stream;
+
+    use super::super::event::{HttpRequest, LambdaEvent};
+    use super::*;
+
+    fn contract(json: &str) -> FunctionContract {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn exec() -> FunctionContract {
+        contract(r#"{"interface": "exec", "command": ["cat"]}"#)
+    }
+
+    fn http() -> FunctionContract {
+        contract(r#"{"interface": "http", "command": ["serve"], "http": {"port": 80}}"#)
+    }
+
+    fn hear(conversation: &mut AgentConversation, frames: &[ToHost<'_>]) -> Result<(), SessionError> {
+        let mut bytes = Vec::new();
+        frames.iter().for_each(|frame| frame.append_to(&mut bytes));
+        conversation.receive(&bytes)
+    }
+
+    /// What was said since the last call, by name.
+    fn said(conversation: &mut AgentConversation) -> Vec<&'static str> {
+        let mut decoder = Decoder::new();
+        decoder.push(conversation.output());
+        let mut names = Vec::new();
+        while let Some(raw) = decoder.next_frame().unwrap() {
+            names.push(ToGuest::decode(raw).unwrap().name());
+        }
+        conversation.consume_output(conversation.output().len());
+        names
+    }
+
+    fn notices(conversation: &mut AgentConversation) -> Vec<Notice> {
+        std::iter::from_fn(|| conversation.next_notice()).collect()
+    }
+
+    fn hello(protocol: u16) -> ToHost<'static> {
+        ToHost::Hello(Hello { protocol, agent_version: "0.1.0", kernel_release: "6.12" })
+    }
+
+    fn message() -> RestoreMessage {
+        RestoreMessage { generation: [7; 16], entropy: [8; 64], unix_time_ns: 9, env: BTreeMap::new() }
+    }
+
+    fn acknowledge() -> ToHost<'static> {
+        ToHost::Acknowledge { generation: [7; 16] }
+    }
+
+    fn clone_of(contract: &FunctionContract) -> AgentConversation {
+        let mut conversation = AgentConversation::restored(contract, 1).unwrap();
+        conversation.restore(&message()).unwrap();
+        hear(&mut conversation, &[acknowledge()]).unwrap();
+        said(&mut conversation);
+        notices(&mut conversation);
+        conversation
+    }
+
+    fn stdin(bytes: &[u8]) -> Event {
+        Event::Exec { stdin: bytes.to_vec() }
+    }
+
+    fn get() -> Event {
+        let request = HttpRequest { method: "GET".into(), path: "/".into(), headers: vec![], body: vec![] };
+        Event::Http(request)
+    }
+
+    #[test]
+    fn a_bake_goes_from_greeting_to_freeze() {
+        let mut conversation = AgentConversation::cold(&exec()).unwrap();
+        assert_eq!(conversation.protocol(), None);
+        assert!(conversation.event(&stdin(b"early")).is_err());
+        hear(&mut conversation, &[hello(1)]).unwrap();
+        assert_eq!((said(&mut conversation), conversation.protocol()), (vec!["contract"], Some(1)));
+        assert_eq!(conversation.waiting_for(), Some("the function to get ready"));
+        hear(&mut conversation, &[ToHost::Ready]).unwrap();
+        conversation.event(&stdin(b"warm")).unwrap();
+        assert!(conversation.event(&stdin(b"second")).is_err());
+        hear(&mut conversation, &[ToHost::Done { exit_code: 0 }]).unwrap();
+        conversation.settle().unwrap();
+        hear(&mut conversation, &[ToHost::Settled]).unwrap();
+        conversation.prepare_freeze().unwrap();
+        hear(&mut conversation, &[ToHost::Frozen { mem_total: 2, mem_free: 1 }]).unwrap();
+        assert_eq!(said(&mut conversation), ["event", "settle", "freeze"]);
+        let ready = Notice::ReadyToFreeze { mem_total: 2, mem_free: 1 };
+        let done = Notice::Done { exit_code: 0 };
+        assert_eq!(notices(&mut conversation), [Notice::Warm, done, Notice::Settled, ready]);
+        assert!(conversation.event(&stdin(b"late")).is_err());
+    }
+
+    #[test]
+    fn a_clone_gets_no_event_before_its_acknowledgement() {
+        let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
+        assert!(conversation.event(&stdin(b"early")).is_err());
+        conversation.restore(&message()).unwrap();
+        assert!(conversation.event(&stdin(b"early")).is_err());
+        assert_eq!(said(&mut conversation), ["restore"]);
+        hear(&mut conversation, &[acknowledge()]).unwrap();
+        conversation.event(&stdin(b"now")).unwrap();
+        assert_eq!(notices(&mut conversation), [Notice::Acknowledged]);
+    }
+
+    #[test]
+    fn anything_but_the_right_acknowledgement_means_not_unique() {
+        let failure = Failure { cause: Cause::Restore, status: 0, text: b"no entropy" };
+        let other = ToHost::Acknowledge { generation: [0; 16] };
+        let output = ToHost::Output { stream: Stream::Stdout, bytes: b"x" };
+        for frame in [other, ToHost::Failed(failure), ToHost::Ready, output, ToHost::Done { exit_code: 0 }] {
+            let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
+            conversation.restore(&message()).unwrap();
+            let error = hear(&mut conversation, &[frame]).unwrap_err();
+            assert!(matches!(error, SessionError::NotUnique { .. }), "{frame:?}: {error:?}");
+            assert!(hear(&mut conversation, &[acknowledge()]).is_err());
+            assert!(conversation.event(&stdin(b"late")).is_err());
+        }
+        let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
+        conversation.restore(&message()).unwrap();
+        assert!(matches!(conversation.time_out(), SessionError::NotUnique { .. }));
+        assert!(matches!(conversation.receive(&[0xff; 8]), Err(SessionError::NotUnique { .. })));
+    }
+
+    #[test]
+    fn a_version_that_this_release_does_not_speak_is_refused() {
+        let mut conversation = AgentConversation::cold(&exec()).unwrap();
+        let error = hear(&mut conversation, &[hello(9)]).unwrap_err();
+        assert!(matches!(error, SessionError::Version { found: 9 }));
+        assert!(AgentConversation::restored(&exec(), 0).is_err());
+    }
+
+    #[test]
+    fn an_event_of_the_greatest_length_is_cut_into_frames() {
+        let mut conversation = clone_of(&exec());
+        let limit = usize::try_from(guest_protocol::EVENT_MAX).unwrap();
+        conversation.event(&stdin(&vec![1; limit])).unwrap();
+        let names = said(&mut conversation);
+        assert_eq!(names.len(), 1 + (limit - ToGuest::FIRST_MAX).div_ceil(PAYLOAD_MAX));
+        assert!(names[1..].iter().all(|name| *name == "data"));
+        assert!(conversation.event(&stdin(&vec![1; limit + 1])).is_err());
+    }
+
+    #[test]
+    fn a_function_that_ends_is_reported_with_its_last_output() {
+        let mut conversation = AgentConversation::cold(&exec()).unwrap();
+        let output = ToHost::Output { stream: Stream::Stderr, bytes: b"no such module\n" };
+        let failure = Failure { cause: Cause::Exited, status: 1, text: b"" };
+        let error = hear(&mut conversation, &[hello(1), output, ToHost::Failed(failure)]).unwrap_err();
+        let expected =
+            "The function ended with exit code 1 before it was ready; its last output:\nno such module";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn an_http_answer_is_complete_before_the_connection_ends() {
+        let mut conversation = clone_of(&http());
+        conversation.event(&get()).unwrap();
+        let bytes = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno";
+        hear(&mut conversation, &[ToHost::Answer { bytes }]).unwrap();
+        let headers = vec![("Content-Length".to_owned(), "2".to_owned())];
+        let head = Notice::Head { status: 404, headers };
+        let body = Notice::Answer { bytes: b"no".to_vec() };
+        assert_eq!(notices(&mut conversation), [head, body, Notice::Done { exit_code: 1 }]);
+        // The next event may follow at once; what belongs to the first is not taken for its answer.
+        conversation.event(&get()).unwrap();
+        assert_eq!(said(&mut conversation), ["event", "finish", "event"]);
+        let late = [ToHost::Answer { bytes: b"late" }, ToHost::Done { exit_code: 0 }];
+        hear(&mut conversation, &late).unwrap();
+        assert_eq!(notices(&mut conversation), []);
+        let second = [ToHost::Answer { bytes: b"HTTP/1.0 200 OK\r\n\r\nyes" }, ToHost::Done { exit_code: 0 }];
+        hear(&mut conversation, &second).unwrap();
+        let head = Notice::Head { status: 200, headers: vec![] };
+        let body = Notice::Answer { bytes: b"yes".to_vec() };
+        assert_eq!(notices(&mut conversation), [head, body, Notice::Done { exit_code: 0 }]);
+    }
+
+    #[test]
+    fn an_http_answer_that_is_cut_off_is_an_error() {
+        let mut conversation = clone_of(&http());
+        conversation.event(&get()).unwrap();
+        let answer = [ToHost::Answer { bytes: b"HTTP/1.1 200" }, ToHost::Done { exit_code: 0 }];
+        let error = hear(&mut conversation, &answer).unwrap_err();
+        assert!(matches!(error, SessionError::Response { source: ResponseError::CutOff, .. }));
+    }
+
+    #[test]
+    fn a_lambda_event_travels_with_its_id_and_deadline() {
+        let contract = contract(r#"{"interface": "lambda", "command": ["x"], "lambda": {"handler": "a.b"}}"#);
+        let mut conversation = clone_of(&contract);
+        let event = LambdaEvent { payload: b"{}".to_vec(), request_id: [3; 16], deadline_unix_ms: 4 };
+        conversation.event(&Event::Lambda(event)).unwrap();
+        let (raw, _) = guest_protocol::split(conversation.output()).unwrap().unwrap();
+        let head = EventHead { total: 2, deadline_unix_ms: 4, request_id: [3; 16] };
+        assert_eq!(ToGuest::decode(raw), Ok(ToGuest::Event { head, first: b"{}" }));
+    }
+
+    #[test]
+    fn an_environment_that_cannot_be_told_is_refused() {
+        for (key, value) in [("", "x"), ("A=B", "x"), ("A", "x\0"), ("A", &*"x".repeat(70_000))] {
+            let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
+            let env = BTreeMap::from([(key.to_owned(), value.to_owned())]);
+            assert!(conversation.restore(&RestoreMessage { env, ..message() }).is_err());
+        }
+    }
+
+    #[test]
+    fn a_contract_without_what_its_interface_needs_is_refused() {
+        for json in [
+            r#"{"interface": "exec"}"#,
+            r#"{"interface": "http", "command": ["x"]}"#,
+            r#"{"interface": "lambda", "command": ["x"]}"#,
+        ] {
+            assert!(AgentConversation::cold(&contract(json)).is_err(), "{json}");
+        }
+        let long = FunctionContract { command: vec!["x".repeat(CONTRACT_MAX)], ..exec() };
+        assert!(AgentConversation::cold(&long).is_err());
+    }
+}

@@ -1,0 +1,120 @@
+//! The way of a cold guest to its warm point.
+
+use std::time::{Duration, Instant};
+
+use crate::function::{Event, Notice};
+
+use super::drive::{Drive, Happening};
+use super::invoke::{AnswerSink, InvokeError, boot_to_ready, invoke, next_turn};
+use super::timeline::Timeline;
+
+/// How long a guest that reports itself frozen is left alone, so that its vCPUs are idle and its rings empty.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Longest wait for a guest to free and zero what it does not use; it grows with memory.
+const PREPARE_MAX: Duration = Duration::from_secs(300);
+
+/// Why a guest did not reach its warm point.
+#[derive(Debug, thiserror::Error)]
+pub enum WarmError {
+    /// Boot, readiness or the freeze's preparation.
+    #[error(transparent)]
+    Guest(#[from] InvokeError),
+    /// A warm-up event got no answer.
+    #[error("Warm-up event {number} got no answer")]
+    WarmUp {
+        /// Counted from 1.
+        number: usize,
+        /// Why.
+        #[source]
+        source: InvokeError,
+    },
+    /// The function answered a warm-up event with a failure.
+    #[error("The function failed on warm-up event {number} with exit code {exit_code}")]
+    WarmUpFailed {
+        /// Counted from 1.
+        number: usize,
+        /// The function's.
+        exit_code: i32,
+    },
+}
+
+/// What a guest is taken through.
+#[derive(Debug)]
+pub struct WarmUp<'a> {
+    /// Events before the freeze, in order.
+    pub events: &'a [Event],
+    /// From power-on until the function is ready.
+    pub ready_max: Duration,
+    /// One event.
+    pub event_max: Duration,
+}
+
+/// How much memory a guest used just before its freeze.
+#[derive(Debug, Clone, Copy)]
+pub struct MemoryUse {
+    /// MemTotal, bytes.
+    pub total: u64,
+    /// MemFree, bytes.
+    pub free: u64,
+}
+
+/// Boots, runs the warm-up events, drops caches, runs them once more, frees and zeroes memory, and leaves the guest blocked
+/// at its warm point. `phase` is told what begins.
+///
+/// # Errors
+/// See [`WarmError`].
+pub fn to_warm_point(
+    drive: &mut Drive<'_>,
+    warm_up: &WarmUp<'_>,
+    sink: &mut dyn AnswerSink,
+    phase: &mut dyn FnMut(&'static str),
+) -> Result<MemoryUse, WarmError> {
+    phase("Booting the guest to the function's readiness");
+    boot_to_ready(drive, Some(Instant::now() + warm_up.ready_max), sink)?;
+    if !warm_up.events.is_empty() {
+        phase("Warming up");
+        run_events(drive, warm_up, sink)?;
+        // What the events read once is dropped, what they read every time comes back: the snapshot holds the second only.
+        settle(drive, warm_up.event_max)?;
+        run_events(drive, warm_up, sink)?;
+    }
+    phase("Freeing memory");
+    drive.conversation().prepare_freeze().map_err(InvokeError::from)?;
+    let deadline = Some(Instant::now() + PREPARE_MAX);
+    let used = loop {
+        match drive.next(deadline).map_err(InvokeError::from)? {
+            Happening::Notice(Notice::ReadyToFreeze { mem_total, mem_free }) => {
+                break MemoryUse { total: mem_total, free: mem_free };
+            }
+            Happening::Notice(piece @ Notice::Output { .. }) => {
+                sink.take(piece).map_err(InvokeError::Sink)?;
+            }
+            Happening::Notice(_) | Happening::Watched(_) => {}
+        }
+    };
+    drive.settle(SETTLE).map_err(InvokeError::from)?;
+    Ok(used)
+}
+
+fn settle(drive: &mut Drive<'_>, limit: Duration) -> Result<(), InvokeError> {
+    drive.conversation().settle()?;
+    let deadline = Some(Instant::now() + limit);
+    while !matches!(drive.next(deadline)?, Happening::Notice(Notice::Settled)) {}
+    Ok(())
+}
+
+fn run_events(
+    drive: &mut Drive<'_>,
+    warm_up: &WarmUp<'_>,
+    sink: &mut dyn AnswerSink,
+) -> Result<(), WarmError> {
+    for (number, event) in (1..).zip(warm_up.events) {
+        let deadline = Some(Instant::now() + warm_up.event_max);
+        match invoke(drive, event, deadline, sink, &mut Timeline::start()) {
+            Ok(0) => next_turn(drive, deadline)?,
+            Ok(exit_code) => return Err(WarmError::WarmUpFailed { number, exit_code }),
+            Err(source) => return Err(WarmError::WarmUp { number, source }),
+        }
+    }
+    Ok(())
+}

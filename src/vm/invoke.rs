@@ -1,0 +1,142 @@
+//! One event in, one answer out: from a bundle to the end of the answer.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use crate::function::{Conversation, Event, Notice, RestoreMessage, SessionError};
+
+use super::drive::{Drive, DriveError, Happening};
+use super::timeline::Timeline;
+
+/// Longest wait for the acknowledgement of a restore message. The guest does nothing but that meanwhile.
+const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(10);
+
+/// Where an answer goes, piece by piece as it comes.
+pub trait AnswerSink {
+    /// Takes one piece: `Notice::Output`, `Notice::Head` or `Notice::Answer`; tells whether it belongs to the answer
+    /// proper, not to a log beside it.
+    ///
+    /// # Errors
+    /// It could not be delivered; the invocation ends.
+    fn take(&mut self, piece: Notice) -> io::Result<bool>;
+}
+
+/// Why an event got no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum InvokeError {
+    /// The conversation with the guest broke off.
+    #[error(transparent)]
+    Drive(#[from] DriveError),
+    /// The event or the guest's words are not allowed.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The answer could not be delivered.
+    #[error("Cannot write the answer")]
+    Sink(#[source] io::Error),
+}
+
+/// Queues the restore message where a restored guest finds it at its first instruction, lets the guest run, and waits
+/// until it has become unique.
+///
+/// # Errors
+/// No valid acknowledgement: the clone must not be given an event.
+pub fn wake(
+    drive: &mut Drive<'_>,
+    message: &RestoreMessage,
+    timeline: &mut Timeline,
+) -> Result<(), InvokeError> {
+    drive.conversation().restore(message)?;
+    if matches!(drive.conversation(), Conversation::Port(_)) {
+        // A small guest has nothing to make unique. It must not run on from its warm point before its event is there.
+        return Ok(());
+    }
+    drive.exchange()?;
+    timeline.mark(FIRST_INSTRUCTION);
+    drive.run()?;
+    let deadline = Some(Instant::now() + ACKNOWLEDGE_MAX);
+    loop {
+        match drive.next(deadline)? {
+            Happening::Notice(Notice::Acknowledged) => break,
+            Happening::Notice(_) | Happening::Watched(_) => {}
+        }
+    }
+    timeline.mark("acknowledgement");
+    Ok(())
+}
+
+/// The mark just before the first KVM_RUN that runs guest code.
+pub const FIRST_INSTRUCTION: &str = "guest may run";
+/// The mark at the first piece of an answer.
+pub const FIRST_ANSWER: &str = "first answer byte";
+/// The mark at the end of an answer.
+pub const ANSWERED: &str = "answer complete";
+
+/// Lets a cold guest run until its function is ready.
+///
+/// # Errors
+/// It did not get there by `deadline`.
+pub fn boot_to_ready(
+    drive: &mut Drive<'_>,
+    deadline: Option<Instant>,
+    sink: &mut dyn AnswerSink,
+) -> Result<(), InvokeError> {
+    drive.run()?;
+    loop {
+        match drive.next(deadline)? {
+            Happening::Notice(Notice::Warm) => return Ok(()),
+            Happening::Notice(piece @ Notice::Output { .. }) => {
+                sink.take(piece).map_err(InvokeError::Sink)?;
+            }
+            Happening::Notice(_) | Happening::Watched(_) => {}
+        }
+    }
+}
+
+/// Takes a guest that has answered to where it can be given its next event: a small guest stands still after its answer and
+/// must come to its warm point again; the agent is ready at once.
+///
+/// # Errors
+/// The guest failed or `deadline` passed.
+pub fn next_turn(drive: &mut Drive<'_>, deadline: Option<Instant>) -> Result<(), InvokeError> {
+    if matches!(drive.conversation(), Conversation::Agent(_)) {
+        return Ok(());
+    }
+    drive.release()?;
+    while !matches!(drive.next(deadline)?, Happening::Notice(Notice::Warm)) {}
+    Ok(())
+}
+
+/// Sends `event` and passes its answer on; gives the function's exit code.
+///
+/// # Errors
+/// The guest failed or `deadline` passed.
+pub fn invoke(
+    drive: &mut Drive<'_>,
+    event: &Event,
+    deadline: Option<Instant>,
+    sink: &mut dyn AnswerSink,
+    timeline: &mut Timeline,
+) -> Result<i32, InvokeError> {
+    drive.conversation().event(event)?;
+    if drive.machine().is_ready() {
+        timeline.mark(FIRST_INSTRUCTION);
+    }
+    drive.release()?;
+    let mut first = true;
+    loop {
+        match drive.next(deadline)? {
+            Happening::Notice(Notice::Done { exit_code }) => {
+                timeline.mark(ANSWERED);
+                return Ok(exit_code);
+            }
+            Happening::Notice(
+                piece @ (Notice::Output { .. } | Notice::Answer { .. } | Notice::Head { .. }),
+            ) => {
+                if sink.take(piece).map_err(InvokeError::Sink)? && std::mem::take(&mut first) {
+                    timeline.mark(FIRST_ANSWER);
+                }
+            }
+            Happening::Notice(_) | Happening::Watched(_) => {}
+        }
+    }
+}
