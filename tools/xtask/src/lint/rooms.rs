@@ -69,7 +69,18 @@ pub const ROOMS: [Room; 21] = [
     room(
         "src/cli/",
         "cli",
-        &["vm", "function", "bundle", "config", "rootfs", "boot", "jail", "devices", "memory"],
+        &[
+            "vm",
+            "function",
+            "bundle",
+            "config",
+            "rootfs",
+            "boot",
+            "jail",
+            "devices",
+            "memory",
+            "snapshot_format",
+        ],
     ),
     room("src/main.rs", "main", &["cli", "vm", "function", "bundle", "config"]),
     // The list of modules.
