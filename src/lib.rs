@@ -12,5 +12,6 @@ pub mod function;
 pub mod jail;
 pub mod kvm;
 pub mod memory;
+pub mod rootfs;
 pub mod vcpu;
 pub mod vm;
