@@ -90,6 +90,15 @@ pub enum RootfsError {
         #[source]
         source: io::Error,
     },
+    /// File contents have no place to wait in.
+    #[error("Cannot make a temporary file in {}", dir.display())]
+    Spool {
+        /// Directory of the image.
+        dir: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// An existing file system is used as it is.
     #[error("An existing ext4 image cannot be given another size; resize it with resize2fs")]
     Resize,
@@ -130,8 +139,8 @@ fn fill(
         }
         return Ok(Built { config: None, bytes: source::copy_ext4(path, file, progress)? });
     }
-    let create = |source| RootfsError::Create { path: out.into(), source };
-    let mut spool = Spool::new(out.parent().unwrap_or(Path::new("."))).map_err(create)?;
+    let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut spool = Spool::new(dir).map_err(|source| RootfsError::Spool { dir: dir.into(), source })?;
     let Loaded { tree, config } = match source {
         Source::Directory(path) => Loaded { tree: directory(path)?, config: None },
         _ => image(source, &mut spool, progress)?,

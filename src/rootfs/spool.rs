@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
@@ -15,6 +15,7 @@ pub const PIECE: usize = 1 << 17;
 /// The file is gone with its descriptor, however the process ends.
 #[derive(Debug)]
 pub struct Spool {
+    dir: PathBuf,
     file: File,
     len: u64,
 }
@@ -25,10 +26,17 @@ impl Spool {
     /// # Errors
     /// The directory cannot be written, or its file system has no unnamed files.
     pub fn new(dir: &Path) -> io::Result<Self> {
-        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = rustix::fs::open(dir, flags, Mode::RUSR | Mode::WUSR)?;
-        Ok(Spool { file: file.into(), len: 0 })
+        Ok(Spool { dir: dir.into(), file: file.into(), len: 0 })
+    }
+
+    /// An empty spool in the same place.
+    ///
+    /// # Errors
+    /// See [`Spool::new`].
+    pub fn another(&self) -> io::Result<Self> {
+        Spool::new(&self.dir)
     }
 
     /// Appends everything that `from` has.

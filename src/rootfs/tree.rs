@@ -90,8 +90,7 @@ pub enum Content {
 
 impl Content {
     /// Bytes.
-    #[allow(clippy::len_without_is_empty, reason = "nobody asks whether a file is empty")]
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         match self {
             Content::Spool { len, .. } | Content::Host { len, .. } => *len,
         }

@@ -70,7 +70,7 @@ impl Planned<'_> {
     fn size(&self) -> u64 {
         match &self.inode.kind {
             Kind::Directory(_) => self.data_blocks * BLOCK,
-            Kind::File(content) => content.len(),
+            Kind::File(content) => content.bytes(),
             Kind::Symlink(target) => target.len() as u64,
             Kind::Device { .. } | Kind::Fifo => 0,
         }

@@ -60,7 +60,7 @@ impl<'a> Plan<'a> {
             Numbering { tree, order: Vec::new(), numbers: BTreeMap::new(), links: BTreeMap::new() };
         numbering.visit();
         let content = numbering.order.iter().fold(0, |sum: u64, (id, ..)| match &tree.inode(*id).kind {
-            Kind::File(content) => sum.saturating_add(content.len()),
+            Kind::File(content) => sum.saturating_add(content.bytes()),
             _ => sum,
         });
         if content > limits::CONTENT {
@@ -138,7 +138,7 @@ impl<'a> Numbering<'a> {
                     |child: &&InodeId| matches!(self.tree.inode(**child).kind, Kind::Directory(_));
                 planned.links = 2 + children.values().filter(is_directory).count() as u64;
             }
-            Kind::File(content) => planned.data_blocks = content.len().div_ceil(BLOCK),
+            Kind::File(content) => planned.data_blocks = content.bytes().div_ceil(BLOCK),
             Kind::Symlink(target) => planned.data_blocks = u64::from(target.len() >= FAST_SYMLINK),
             Kind::Device { .. } | Kind::Fifo => {}
         }

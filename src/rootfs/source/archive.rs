@@ -60,9 +60,9 @@ impl Store {
     ///
     /// # Errors
     /// It cannot be read or has too many entries.
-    pub fn archive(path: &Path) -> Result<Store, ImageError> {
+    pub fn archive(path: &Path, spool: &Spool) -> Result<Store, ImageError> {
         let failed = |source| ImageError::Read { path: path.into(), source };
-        let file = plain(path).map_err(failed)?;
+        let file = plain(path, spool).map_err(failed)?;
         let files = list(&file).map_err(failed)?.ok_or(ImageError::TooMuch { what: "files" })?;
         Ok(Store::Tar { file, files })
     }
@@ -137,8 +137,8 @@ fn relative(from: &str, target: &str) -> Option<String> {
     Some(names.join("/"))
 }
 
-/// The tar file itself: opened, or unpacked into an unnamed file.
-fn plain(path: &Path) -> io::Result<File> {
+/// The tar file itself: opened, or unpacked into an unnamed file beside `spool`.
+fn plain(path: &Path, spool: &Spool) -> io::Result<File> {
     let mut file = File::open(path)?;
     let mut start = [0; 512];
     let is_tar = file.read_exact(&mut start).is_ok() && start.get(257..262) == Some(b"ustar");
@@ -146,10 +146,10 @@ fn plain(path: &Path) -> io::Result<File> {
     if is_tar {
         return Ok(file);
     }
-    let mut spool = Spool::new(&std::env::temp_dir())?;
+    let mut spool = spool.another()?;
     let mut from = unpacked(file)?.take(limits::CONTENT + 1);
     let content = spool.append(&mut from)?;
-    if content.len() > limits::CONTENT {
+    if content.bytes() > limits::CONTENT {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     Ok(spool.into_file())
@@ -161,7 +161,8 @@ fn list(file: &File) -> io::Result<Option<BTreeMap<String, Place>>> {
     let mut reader = file;
     reader.seek(SeekFrom::Start(0))?;
     let mut archive = Archive::new(reader);
-    for (count, entry) in archive.entries_with_seek()?.enumerate() {
+    // Raw: an image's files have short names, and a header that brings a long one could be of any length.
+    for (count, entry) in archive.entries_with_seek()?.raw(true).enumerate() {
         let entry = entry?;
         if count == limits::ARCHIVE_ENTRIES {
             return Ok(None);

@@ -1,6 +1,5 @@
 //! Reads an image: finds its manifest and applies its layers in order.
 
-use std::io::Read;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -44,7 +43,7 @@ pub fn image(
             let parts = oci(&store, reference.as_deref())?;
             (store, parts)
         }
-        Source::Archive(path) | Source::Directory(path) | Source::Ext4Image(path) => archive(path)?,
+        Source::Archive(path) | Source::Directory(path) | Source::Ext4Image(path) => archive(path, spool)?,
     };
     let config: Config = document(&store, &parts.config, "image configuration")?;
     config.check_platform()?;
@@ -52,8 +51,8 @@ pub fn image(
     Ok(Loaded { tree, config: Some(config.run()) })
 }
 
-fn archive(path: &Path) -> Result<(Store, Parts), ImageError> {
-    let store = Store::archive(path)?;
+fn archive(path: &Path, spool: &Spool) -> Result<(Store, Parts), ImageError> {
+    let store = Store::archive(path, spool)?;
     let parts = if store.has("index.json") {
         oci(&store, None)?
     } else if store.has("manifest.json") {
@@ -162,10 +161,9 @@ fn layers(
     let mut budget = Budget { bytes: limits::CONTENT, entries: limits::ENTRIES };
     for (index, blob) in blobs.iter().enumerate() {
         progress(Progress::Layer { number: index + 1, of: blobs.len() });
-        let failed = |source| ImageError::Layer { number: index + 1, name: blob.name.clone(), source };
-        let layer = Layer { store, blob, unpacked: digests.get(index) };
-        let changes = layer.read(spool, &mut budget)?.map_err(failed)?;
-        layer::apply(&mut tree, changes).map_err(failed)?;
+        let layer = Layer { store, blob, number: index + 1, unpacked: digests.get(index) };
+        let changes = layer.read(spool, &mut budget)?;
+        layer::apply(&mut tree, changes).map_err(|e| layer.refused(e))?;
     }
     Ok(tree)
 }
@@ -179,30 +177,28 @@ struct Budget {
 struct Layer<'a> {
     store: &'a Store,
     blob: &'a Blob,
+    /// Counts from 1.
+    number: usize,
     /// Digest of the unpacked layer.
     unpacked: Option<&'a Digest>,
 }
 
 impl Layer<'_> {
-    /// The changes of a layer, once both its digests were found right.
-    fn read(
-        &self,
-        spool: &mut Spool,
-        budget: &mut Budget,
-    ) -> Result<Result<Vec<layer::Change>, LayerError>, ImageError> {
-        let name = || self.blob.name.clone();
-        let failed = |source| ImageError::Blob { name: name(), source };
-        let mut packed =
-            Verifier::new(self.store.open(&self.blob.name)?, self.blob.len.unwrap_or(limits::CONTENT));
+    fn refused(&self, source: LayerError) -> ImageError {
+        ImageError::Layer { number: self.number, name: self.blob.name.clone(), source }
+    }
+
+    /// The changes of a layer, once its digests, packed and unpacked, were found right.
+    fn read(&self, spool: &mut Spool, budget: &mut Budget) -> Result<Vec<layer::Change>, ImageError> {
+        let Blob { name, len, .. } = self.blob;
+        let failed = |source| ImageError::Blob { name: name.clone(), source };
+        let mut packed = Verifier::new(self.store.open(name)?, len.unwrap_or(limits::CONTENT));
         let mut plain = Verifier::new(unpacked(&mut packed).map_err(failed)?, budget.bytes);
-        let changes = layer::read(&mut plain as &mut dyn Read, spool, &mut budget.entries);
-        if changes.is_err() {
-            return Ok(changes);
-        }
+        let changes = layer::read(&mut plain, spool, &mut budget.entries).map_err(|e| self.refused(e))?;
         let content = plain.finish().map_err(failed)?;
         check(self.blob, &packed.finish().map_err(failed)?)?;
         if let Some(what) = content.differs(None, self.unpacked) {
-            return Err(ImageError::Damaged { name: name(), what });
+            return Err(ImageError::Damaged { name: name.clone(), what });
         }
         budget.bytes -= content.len;
         Ok(changes)

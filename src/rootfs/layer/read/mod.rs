@@ -32,16 +32,16 @@ pub fn read(
     entries_left: &mut usize,
 ) -> Result<Vec<Change>, LayerError> {
     let mut changes = Vec::new();
-    let mut extra = Extra::default();
+    let mut next = Next::default();
     let mut archive = Archive::new(from);
     // Raw: long names and PAX headers come as entries of their own, whose length can be bounded.
     for entry in archive.entries().map_err(LayerError::Read)?.raw(true) {
         let mut entry = entry.map_err(LayerError::Read)?;
         *entries_left = entries_left.checked_sub(1).ok_or(LayerError::TooLarge)?;
-        if extra.take(&mut entry)? {
+        if next.take(&mut entry)? {
             continue;
         }
-        if let Some(change) = change(&mut entry, std::mem::take(&mut extra.next), spool)? {
+        if let Some(change) = change(&mut entry, std::mem::take(&mut next), spool)? {
             changes.push(change);
         }
     }
@@ -49,11 +49,6 @@ pub fn read(
 }
 
 /// What entries without a file of their own say about the next one.
-#[derive(Debug, Default)]
-struct Extra {
-    next: Next,
-}
-
 #[derive(Debug, Default)]
 struct Next {
     path: Option<Vec<u8>>,
@@ -66,22 +61,20 @@ struct Next {
     sparse: bool,
 }
 
-impl Extra {
+impl Next {
     /// True when the entry was about the next one.
     fn take(&mut self, entry: &mut Entry<'_, impl Read>) -> Result<bool, LayerError> {
         match entry.header().entry_type().as_byte() {
-            b'L' => self.next.path = Some(long_name(entry)?),
-            b'K' => self.next.link = Some(long_name(entry)?),
-            b'x' => self.next.pax(&bounded(entry)?)?,
+            b'L' => self.path = Some(long_name(entry)?),
+            b'K' => self.link = Some(long_name(entry)?),
+            b'x' => self.pax(&bounded(entry)?)?,
             // A global header holds a comment in practice (git archive); its length counts all the same.
             b'g' => drop(bounded(entry)?),
             _ => return Ok(false),
         }
         Ok(true)
     }
-}
 
-impl Next {
     fn pax(&mut self, bytes: &[u8]) -> Result<(), LayerError> {
         let damaged = || LayerError::Entry { path: "PAX header".into(), what: "record" };
         for (key, value) in records(bytes).ok_or_else(damaged)? {
@@ -205,7 +198,7 @@ fn what(
 fn content(entry: &mut Entry<'_, impl Read>, spool: &mut Spool) -> Result<Content, LayerError> {
     let expected = entry.size();
     let content = spool.append(entry).map_err(LayerError::Read)?;
-    if content.len() != expected {
+    if content.bytes() != expected {
         return Err(LayerError::Read(io::ErrorKind::UnexpectedEof.into()));
     }
     Ok(content)
