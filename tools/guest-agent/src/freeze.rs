@@ -34,7 +34,7 @@ const RESERVES: [(&str, &str); 3] = [
 pub fn memory() -> MemoryCount {
     let info = sysinfo();
     let unit = u64::from(info.mem_unit);
-    MemoryCount { total: u64::from(info.totalram) * unit, free: u64::from(info.freeram) * unit }
+    MemoryCount { total: info.totalram * unit, free: info.freeram * unit }
 }
 
 /// Writes dirty pages back and drops clean ones, with the caches of names and inodes.

@@ -27,6 +27,8 @@ const RETRY: Duration = Duration::from_millis(2);
 const ATTEMPT: Duration = Duration::from_secs(10);
 /// How long an event waits for a function that was ready before and now refuses connections.
 const REFUSED: Duration = Duration::from_secs(1);
+/// How much later than its connections a function may end.
+const LAST_SIGN: Duration = Duration::from_millis(100);
 
 /// The `http` interface.
 #[derive(Debug)]
@@ -100,6 +102,15 @@ impl Http {
         Ok(is_below_500(&line))
     }
 
+    /// A connection that ends without an answer is often the first sign of a function that has ended.
+    fn hung_up(&mut self, io: &mut Io) -> Result<i32, Stop> {
+        let patience = Patience::for_at_most(LAST_SIGN);
+        while !patience.is_over() {
+            self.wait(io, patience)?;
+        }
+        Ok(0)
+    }
+
     /// The connection for an event: the one opened before the freeze while the function keeps it, else a new one.
     fn connection(&mut self, io: &mut Io) -> Result<OwnedFd, Stop> {
         if let Some(connection) = self.opened.take().filter(is_open) {
@@ -142,7 +153,7 @@ impl Runner for Http {
 
     fn event(&mut self, io: &mut Io, _head: &EventHead) -> Result<i32, Stop> {
         let connection = self.connection(io)?;
-        let mut exchange = Exchange { connection, takes: true };
+        let mut exchange = Exchange { connection, takes: true, answers: false };
         loop {
             exchange.send(io)?;
             let (wanted, hear) = exchange.wanted(io);
@@ -154,7 +165,7 @@ impl Runner for Http {
                 }
             }
             if found.wanted != 0 && !exchange.receive(io)? {
-                return Ok(0);
+                return if exchange.answers { Ok(0) } else { self.hung_up(io) };
             }
             self.must_live(io)?;
         }
@@ -183,6 +194,8 @@ struct Exchange {
     connection: OwnedFd,
     /// Whether the function still reads the request.
     takes: bool,
+    /// Whether something of the response has come.
+    answers: bool,
 }
 
 impl Exchange {
@@ -206,10 +219,14 @@ impl Exchange {
     }
 
     /// Passes on what has come of the response; false at its end.
-    fn receive(&self, io: &mut Io) -> Result<bool, Stop> {
+    fn receive(&mut self, io: &mut Io) -> Result<bool, Stop> {
         Ok(match io.relay(ToHost::ANSWER_KIND, &self.connection)? {
             Ok(0) => false,
-            Ok(_) | Err(Errno::AGAIN) => true,
+            Ok(_) => {
+                self.answers = true;
+                true
+            }
+            Err(Errno::AGAIN) => true,
             // Reset: the host sees whether the response was complete.
             Err(_) => false,
         })

@@ -1,6 +1,10 @@
 //! The system calls that neither the standard library nor rustix wraps safely: the agent's only `unsafe`.
 
 #![allow(unsafe_code, reason = "the one place for it")]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "small constants, in the types that the C library gives its fields"
+)]
 
 use std::io;
 use std::mem;
