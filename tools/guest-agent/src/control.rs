@@ -5,13 +5,14 @@ use std::io;
 use std::os::fd::AsFd;
 
 use guest_protocol::{
-    Cause, EVENT_HEAD_LEN, EventHead, FRAME_MAX, HEADER_LEN, PAYLOAD_MAX, Sink, ToGuest, ToHost, header,
-    split,
+    Cause, EVENT_HEAD_LEN, EventHead, FRAME_MAX, HEADER_LEN, Sink, ToGuest, ToHost, header, split,
 };
 use rustix::io::Errno;
 
 use crate::stop::Stop;
 
+/// Most that one read of the function's output takes, bytes: half of what a pipe holds, so that reader and writer take turns.
+const READ_MAX: usize = 32 << 10;
 /// Room for a frame wherever the one before it ended.
 const ROOM: usize = 2 * FRAME_MAX;
 
@@ -180,7 +181,7 @@ impl Outbox {
     ) -> Result<Result<usize, Errno>, Stop> {
         self.make_room(control)?;
         let start = self.len + HEADER_LEN;
-        let room = self.buffer.get_mut(start..start + PAYLOAD_MAX).unwrap_or_default();
+        let room = self.buffer.get_mut(start..start + READ_MAX).unwrap_or_default();
         let read = retry(|| rustix::io::read(&from, &mut *room));
         if let Ok(n @ 1..) = read {
             self.put(&header(kind, u32::try_from(n).unwrap_or(u32::MAX)));
