@@ -50,12 +50,6 @@ impl Kvm {
     }
 }
 
-/// The machine's name and processor, for reports.
-pub fn description() -> String {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("{} ({})", name.trim(), processor())
-}
-
 /// The machine's processor as Linux names it.
 pub fn processor() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

@@ -11,6 +11,7 @@ use super::console;
 use super::payload::{self, Contents};
 use super::qemu::{Disk, Machine, Remains, Stream};
 use super::{DEFAULT_MEMORY_MIB, initramfs};
+use crate::environment::{self, Environment};
 use crate::image;
 use crate::process::{self, command, quote};
 use crate::setup;
@@ -61,7 +62,7 @@ pub struct Job {
     /// Copied to /in.
     pub inputs: Vec<PathBuf>,
     /// Variables besides those that name the parts of the payload.
-    pub environment: Vec<(&'static str, String)>,
+    pub environment: Environment,
     /// Gets what the job leaves in /out.
     pub out: Option<PathBuf>,
     pub icount: bool,
@@ -96,7 +97,7 @@ pub struct RigHost {
     kernel: PathBuf,
     initramfs: PathBuf,
     payload: PathBuf,
-    environment: Vec<(&'static str, String)>,
+    environment: Environment,
 }
 
 impl RigHost {
@@ -109,7 +110,7 @@ impl RigHost {
             kernel: contents.guest.kernel.clone(),
             initramfs: initramfs::prepare(workspace, &contents.guest)?,
             payload: payload::prepare(workspace, contents)?,
-            environment: payload::environment(contents),
+            environment: environment::rig(contents),
         };
         drop(lock);
         Ok(host)

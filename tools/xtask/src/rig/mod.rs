@@ -92,7 +92,7 @@ fn job_of(arguments: &RigArguments) -> Job {
 }
 
 /// What the command prints goes where xtask prints.
-fn pass_on(stream: Stream, bytes: &[u8]) -> Result<()> {
+pub fn pass_on(stream: Stream, bytes: &[u8]) -> Result<()> {
     match stream {
         Stream::Output => {
             let mut out = std::io::stdout().lock();

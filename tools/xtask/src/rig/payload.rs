@@ -45,23 +45,6 @@ pub fn prepare(workspace: &Workspace, contents: &Contents) -> Result<PathBuf> {
     Ok(image)
 }
 
-/// The variables by which tests and benches find things on the disk.
-pub fn environment(contents: &Contents) -> Vec<(&'static str, String)> {
-    let on_disk = |path: &str| format!("/ember/{path}");
-    vec![
-        ("EMBER_BIN", on_disk("bin/ember")),
-        ("EMBER_AGENT", on_disk("bin/ember-agent")),
-        ("EMBER_KERNEL", on_disk("guest/vmlinuz")),
-        ("EMBER_MODULES", on_disk(&format!("guest/lib/modules/{}", contents.guest.release))),
-        ("EMBER_ROOT_PYTHON", on_disk("guest/python-root.ext4")),
-        ("EMBER_EXAMPLES", on_disk("examples")),
-        ("EMBER_GOLDENS", on_disk("goldens")),
-        ("EMBER_SMALL_GUESTS", on_disk("small-guests")),
-        ("EMBER_BUNDLES", "/cache/bundles".to_owned()),
-        ("EMBER_WHERE", "rig".to_owned()),
-    ]
-}
-
 /// A short name for everything that baked bundles are made of: with another one they are baked again.
 pub fn content_key(workspace: &Workspace, contents: &Contents) -> Result<String> {
     let (guest, product) = (&contents.guest, &contents.product);

@@ -21,9 +21,8 @@ pub struct Kernel {
 /// Unpacks the newest kernel that apt knows, unless it is there.
 pub fn prepare(workspace: &Workspace) -> Result<Kernel> {
     let tree = workspace.guest("kernel");
-    match debian::real_package(META_PACKAGE).and_then(|name| Ok((debian::available(&[name.clone()])?, name)))
-    {
-        Ok((version, name)) => {
+    match newest() {
+        Ok((name, version)) => {
             stamp::once(workspace, "kernel", &version, &tree, &format!("Unpacking {name}"), || {
                 unpack(workspace, &name, &tree)
             })?;
@@ -33,6 +32,13 @@ pub fn prepare(workspace: &Workspace) -> Result<Kernel> {
         Err(error) => return Err(error),
     }
     kernel_in(&tree)
+}
+
+/// The name of the real package, and what apt would download for it.
+fn newest() -> Result<(String, String)> {
+    let name = debian::real_package(META_PACKAGE)?;
+    let version = debian::available(std::slice::from_ref(&name))?;
+    Ok((name, version))
 }
 
 fn unpack(workspace: &Workspace, name: &str, tree: &Path) -> Result<()> {

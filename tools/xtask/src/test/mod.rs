@@ -85,39 +85,43 @@ fn run_black_box(
         tests: build::test_binaries(workspace)?,
         guest,
     };
-    let mut listing = cases::list(&contents.tests, arguments.full)?;
-    listing.cases.retain(|case| arguments.wants(case.group.name));
-    listing.skips.into_iter().for_each(|skip| report.tally().skip(skip));
-    if listing.waiting > 0 {
-        say(&format!("{} cases wait for --full", listing.waiting));
-    }
+    let cases = list_cases(&contents, arguments, report)?;
     let kvm = if arguments.rig { Kvm::Unusable } else { Kvm::of_this_machine() };
     let key = content_key(workspace, &contents)?;
-
-    let native: Vec<Case> =
-        listing.cases.iter().filter(|case| runs_natively(case.group, kvm)).cloned().collect();
+    let native: Vec<Case> = cases.iter().filter(|case| runs_natively(case.group, kvm)).cloned().collect();
     Native::prepare(workspace, &contents, &key)?.run(&native, arguments.full, report)?;
 
-    let rigged: Vec<&Group> = GROUPS
-        .iter()
-        .filter(|group| {
-            runs_in_rig(group, kvm) && listing.cases.iter().any(|case| case.group.name == group.name)
-        })
-        .collect();
-    if rigged.is_empty() {
+    if !cases.iter().any(|case| runs_in_rig(case.group, kvm)) {
         return Ok(());
     }
     if !kvm.runs_linux() {
         say(&format!("Linux guests run in an emulated host, because {}", kvm.reason()));
     }
     let host = RigHost::prepare(workspace, &contents)?;
-    let run_of = |group: &&'static Group| -> Result<GroupRun> {
-        let cases = listing.cases.iter().filter(|case| case.group.name == group.name).cloned().collect();
+    let run_of = |group: &'static Group| -> Result<GroupRun> {
+        let cases = cases.iter().filter(|case| case.group.name == group.name).cloned().collect();
         let cache = rigged::cache_of(workspace, group, &key)?;
         Ok(GroupRun { group, cases, host: &host, cache, full: arguments.full })
     };
-    let runs = rigged.iter().map(run_of).collect::<Result<Vec<_>>>()?;
-    rigged::run_all(runs, workers(), report)
+    let has_cases = |group: &Group| cases.iter().any(|case| case.group.name == group.name);
+    let groups = GROUPS.iter().filter(|group| runs_in_rig(group, kvm) && has_cases(group));
+    rigged::run_all(groups.map(run_of).collect::<Result<_>>()?, workers(), report)
+}
+
+/// The cases that were asked for; those that are not run are reported.
+fn list_cases(contents: &Contents, arguments: &TestArguments, report: &Report) -> Result<Vec<Case>> {
+    let mut binaries = contents.tests.clone();
+    for binary in &contents.tests {
+        if !arguments.wants(groups::of_binary(&binary.name)?.name) {
+            binaries.retain(|other| other.name != binary.name);
+        }
+    }
+    let listing = cases::list(&binaries, arguments.full)?;
+    listing.skips.into_iter().for_each(|skip| report.tally().skip(skip));
+    if listing.waiting > 0 {
+        say(&format!("{} cases wait for --full", listing.waiting));
+    }
+    Ok(listing.cases)
 }
 
 fn runs_natively(group: &Group, kvm: Kvm) -> bool {

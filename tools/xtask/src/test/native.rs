@@ -1,12 +1,12 @@
 //! Black-box cases on this machine's own KVM.
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
 use super::cases::{Case, Outcome};
 use super::report::Report;
+use crate::environment::{self, Environment};
 use crate::process;
 use crate::rig::Contents;
 use crate::workspace::{Workspace, make_dir};
@@ -14,7 +14,7 @@ use crate::workspace::{Workspace, make_dir};
 /// What the cases find things by.
 #[derive(Debug)]
 pub struct Native {
-    environment: Vec<(&'static str, PathBuf)>,
+    environment: Environment,
 }
 
 impl Native {
@@ -22,20 +22,7 @@ impl Native {
     pub fn prepare(workspace: &Workspace, contents: &Contents, key: &str) -> Result<Self> {
         let bundles = workspace.target("bundles").join(key);
         make_dir(&bundles)?;
-        let guest = &contents.guest;
-        let environment = vec![
-            ("EMBER_BIN", contents.product.ember.clone()),
-            ("EMBER_AGENT", contents.product.agent.clone()),
-            ("EMBER_KERNEL", guest.kernel.clone()),
-            ("EMBER_MODULES", guest.modules.clone()),
-            ("EMBER_ROOT_PYTHON", guest.python_image.clone()),
-            ("EMBER_EXAMPLES", workspace.path("examples")),
-            ("EMBER_GOLDENS", workspace.path("snapshot-format/tests/goldens")),
-            ("EMBER_SMALL_GUESTS", contents.small_guests.clone()),
-            ("EMBER_BUNDLES", bundles),
-            ("EMBER_WHERE", "native".into()),
-        ];
-        Ok(Self { environment })
+        Ok(Self { environment: environment::native(workspace, contents, &bundles) })
     }
 
     /// Runs the cases one after the other.

@@ -1,0 +1,138 @@
+//! The report: one figure a name, with how, where and on which kernel it was measured.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::workspace::{make_dir, read, rename, write};
+
+/// What a bench script writes: `{"figures": {NAME: {"value", "unit", "method"}}}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measured {
+    figures: BTreeMap<String, MeasuredFigure>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MeasuredFigure {
+    value: f64,
+    unit: String,
+    method: String,
+}
+
+/// Where a script ran.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    pub host: String,
+    pub kernel: String,
+}
+
+/// A figure that can be quoted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Figure {
+    pub value: f64,
+    pub unit: String,
+    pub method: String,
+    pub host: String,
+    pub kernel: String,
+}
+
+/// target/bench/report.json.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    figures: BTreeMap<String, Figure>,
+}
+
+impl Report {
+    /// The report of earlier runs, or an empty one.
+    pub fn load(path: &Path) -> Result<Self> {
+        if !path.exists() {
+            return Ok(Self::default());
+        }
+        serde_json::from_str(&read(path)?).with_context(|| format!("{} is no report", path.display()))
+    }
+
+    /// Takes over what a script has measured.
+    pub fn merge(&mut self, path: &Path, origin: &Origin) -> Result<()> {
+        let text = read(path)?;
+        self.merge_text(&text, origin).with_context(|| format!("{} holds no figures", path.display()))
+    }
+
+    fn merge_text(&mut self, text: &str, origin: &Origin) -> Result<()> {
+        let measured: Measured = serde_json::from_str(text)?;
+        for (name, figure) in measured.figures {
+            let MeasuredFigure { value, unit, method } = figure;
+            let Origin { host, kernel } = origin.clone();
+            self.figures.insert(name, Figure { value, unit, method, host, kernel });
+        }
+        Ok(())
+    }
+
+    /// Writes it whole or not at all.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        if let Some(dir) = path.parent() {
+            make_dir(dir)?;
+        }
+        let fresh = path.with_extension("new");
+        write(&fresh, serde_json::to_string_pretty(self)? + "\n")?;
+        rename(&fresh, path)
+    }
+
+    /// The value of a figure.
+    pub fn value(&self, name: &str) -> Option<f64> {
+        self.figures.get(name).map(|figure| figure.value)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (name, figure) in &self.figures {
+            writeln!(f, "{name:<44} {:>14.3} {:<6} {}", figure.value, figure.unit, figure.method)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin() -> Origin {
+        Origin { host: "h".into(), kernel: "k".into() }
+    }
+
+    fn measured(name: &str, value: u32) -> String {
+        format!(
+            r#"{{"figures": {{"{name}": {{"value": {value}, "unit": "us", "method": "median of 15"}}}}}}"#
+        )
+    }
+
+    #[test]
+    fn a_second_group_adds_to_the_first_and_a_second_run_replaces() {
+        let mut report = Report::default();
+        for (name, value) in [("main.a", 1), ("native.b", 2), ("main.a", 3)] {
+            report.merge_text(&measured(name, value), &origin()).unwrap();
+        }
+        assert_eq!((report.value("main.a"), report.value("native.b")), (Some(3.0), Some(2.0)));
+    }
+
+    #[test]
+    fn a_saved_report_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/report.json");
+        let mut report = Report::default();
+        report.merge_text(&measured("main.a", 7), &origin()).unwrap();
+        report.save(&path).unwrap();
+        assert_eq!(Report::load(&path).unwrap().figures, report.figures);
+    }
+
+    #[test]
+    fn a_figure_without_a_method_is_refused() {
+        let text = r#"{"figures": {"a": {"value": 1, "unit": "us"}}}"#;
+        assert!(Report::default().merge_text(text, &origin()).is_err());
+    }
+}
