@@ -1,6 +1,6 @@
 //! The kernel command line.
 
-/// What Linux is told, a word and its reason each. The machine has a serial port, virtio-mmio devices, kvm-clock and the
+/// What Linux is told, a word and its reason each; times and exits are of Debian's 6.12 cloud kernel. The machine has a serial port, virtio-mmio devices, kvm-clock and the
 /// TSC; it has no PIT, no 8259, no PCI, no CMOS clock and no keyboard controller.
 const WORDS: &[&str] = &[
     // Messages of a guest that fails must reach somebody.
@@ -11,21 +11,17 @@ const WORDS: &[&str] = &[
     "panic=-1",
     // By triple fault, which needs neither ACPI nor a keyboard controller and works before either is up.
     "reboot=t",
-    // There is no PCI; probing for it is some hundred exits through ports 0xcf8 and 0xcfc.
+    // The kernel tests its ciphers as they are registered: 0.9 of 2 seconds of boot.
+    "cryptomgr.notests",
+    // There is no PCI; looking for it is 230 exits through ports 0xcf8 and 0xcfc.
     "pci=off",
-    // One serial port, where the kernel would probe four.
+    // One serial port, where the kernel would probe four: 18 exits.
     "8250.nr_uarts=1",
-    // The TSC is the host's and is set on restore; watching it against another clock source only wakes the guest.
+    // The TSC is the host's and is set on restore; a timer that watches it would wake the guest twice a second.
     "tsc=reliable",
     // A machine that was frozen looks like one whose CPU hung; the lockup detectors would say so, and their timers
     // and threads touch memory after every restore.
     "nowatchdog",
-    // Grace periods without waiting for ticks: loading a module and mounting take several each.
-    "rcupdate.rcu_expedited=1",
-    // The kernel tests its ciphers when they are registered; a boot has no use for that.
-    "cryptomgr.notests",
-    // Entropy for the first boot from the CPU; a clone gets fresh entropy from the host with its restore message.
-    "random.trust_cpu=on",
 ];
 
 /// The command line for a quick, quiet boot; words of the user's own may be appended.

@@ -1,6 +1,6 @@
 //! A Linux kernel file: bzImage or ELF.
 
-use crate::memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
+use crate::memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, layout};
 
 use super::bzimage::{BzImage, BzImageError};
 use super::elf::{Elf, ElfError};
@@ -25,11 +25,13 @@ pub enum KernelError {
         /// Length of the file.
         len: usize,
     },
-    /// A kernel that would overwrite boot's own tables.
-    #[error("The kernel asks to be loaded at {address:#x}, below 1 MiB")]
-    TooLow {
-        /// Physical address.
-        address: u64,
+    /// A kernel that would overwrite boot's own tables, or lies where there is no memory.
+    #[error("The kernel occupies {start:#x} to {end:#x}; it must lie between 1 MiB and 3 GiB")]
+    Place {
+        /// Lowest physical address.
+        start: u64,
+        /// First address behind it.
+        end: u64,
     },
     /// The payload of a bzImage.
     #[error("Cannot unpack the kernel inside the bzImage")]
@@ -79,9 +81,9 @@ impl Kernel {
             }
         };
         let kernel = Kernel { bytes, image };
-        let address = kernel.start();
-        if address < low::KERNEL_MIN {
-            return Err(KernelError::TooLow { address });
+        let (start, end) = (kernel.start(), kernel.end());
+        if start < low::KERNEL_MIN || end > layout::MMIO_GAP_START {
+            return Err(KernelError::Place { start, end });
         }
         Ok(kernel)
     }
@@ -230,11 +232,13 @@ mod tests {
     }
 
     #[test]
-    fn other_files_and_low_addresses_are_refused() {
+    fn other_files_and_wrong_addresses_are_refused() {
         assert!(matches!(Kernel::from_bytes(b"#!/bin/sh".to_vec()), Err(KernelError::Format)));
         assert!(matches!(Kernel::from_bytes(Vec::new()), Err(KernelError::Format)));
-        let low = elf::tests::file(0x9000, b"code", 4);
-        assert!(matches!(Kernel::from_bytes(low), Err(KernelError::TooLow { address: 0x9000 })));
+        for (address, len) in [(0x9000, 4), (0xbfff_f000, 0x1001), (1 << 40, 4)] {
+            let kernel = Kernel::from_bytes(elf::tests::file(address, b"code", len));
+            assert!(matches!(kernel, Err(KernelError::Place { start, .. }) if start == address));
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@ mod error;
 mod event;
 mod port;
 mod response;
+#[cfg(test)]
+mod sessions;
 mod tail;
 
 use std::collections::BTreeMap;

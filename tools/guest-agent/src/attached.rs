@@ -1,0 +1,53 @@
+//! The agent as an ordinary process, for tests: the control stream is its standard input, and the machine is left alone.
+
+use guest_protocol::Restore;
+
+use crate::io::Io;
+use crate::runner::{Guest, MemoryCount};
+use crate::session;
+use crate::stop::Stop;
+
+struct Bystander;
+
+impl Guest for Bystander {
+    fn runtime_api_port(&self) -> u16 {
+        0
+    }
+
+    /// In the working directory, which a test has for itself.
+    fn store_env(&self, environ: &[u8], _owner: u32) -> Result<(), String> {
+        std::fs::write("ember-env", environ).map_err(|error| error.to_string())
+    }
+
+    /// A clock of 0 stands for a kernel that refuses.
+    fn make_unique(&mut self, restore: &Restore<'_>) -> Result<(), String> {
+        if restore.unix_time_ns == 0 { Err("The clock cannot be set".to_owned()) } else { Ok(()) }
+    }
+
+    fn settle(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn zero_free_memory(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn memory(&self) -> MemoryCount {
+        MemoryCount { total: 256 << 20, free: 128 << 20 }
+    }
+}
+
+/// Runs a session over standard input until it stops.
+pub fn run() -> Stop {
+    let control = rustix::io::dup(rustix::stdio::stdin()).map_err(std::io::Error::from);
+    let mut io = match control.and_then(Io::new) {
+        Ok(io) => io,
+        Err(error) => return Stop::Control(error),
+    };
+    if let Err(stop) = session::greet(&mut io) {
+        return stop;
+    }
+    let stop = session::run(&mut io, &mut Bystander);
+    session::say_farewell(&mut io, &stop);
+    stop
+}
