@@ -14,6 +14,11 @@ use crate::workspace::{Workspace, make_empty_dir, write};
 /// An explicit target keeps the static C library away from build scripts and procedural macros.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+const STATIC: &str = r#"target.x86_64-unknown-linux-gnu.rustflags=["-C", "target-feature=+crt-static"]"#;
+
+/// Test binaries travel into the emulated host: without debug information they are a fifth of the size.
+const WITHOUT_DEBUG_INFORMATION: &str = r#"profile.dev.debug="none""#;
+
 /// How much time the compiler may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
@@ -123,12 +128,11 @@ pub fn cargo(workspace: &Workspace) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo
         .current_dir(workspace.root())
-        .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-C target-feature=+crt-static")
+        // Options and not variables: a test that calls cargo itself must not inherit them.
+        .args(["--config", STATIC, "--config", WITHOUT_DEBUG_INFORMATION])
         // Either of these would take precedence over the flags above.
         .env_remove("RUSTFLAGS")
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        // Test binaries travel into the emulated host: without debug information they are a fifth of the size.
-        .env("CARGO_PROFILE_DEV_DEBUG", "none");
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
     cargo
 }
 
