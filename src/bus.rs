@@ -223,7 +223,7 @@ mod tests {
     struct Echo(Vec<u8>);
     impl BusDevice for Echo {
         fn read(&mut self, offset: u64, data: &mut [u8]) {
-            data[0] = offset as u8;
+            data[0] = offset.to_le_bytes()[0];
         }
         fn write(&mut self, _offset: u64, data: &[u8]) {
             self.0 = data.to_vec();

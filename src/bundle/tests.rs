@@ -40,6 +40,7 @@ fn manifest() -> Manifest {
             ready_timeout_ms: 1000,
             event_timeout_ms: 1000,
         },
+        agent_protocol: 0,
         cpu: CpuRequirements { arch: "x86_64".into(), vendor: "AuthenticAMD".into(), tsc_khz: TSC_KHZ },
         drives: vec![Drive { id: "root".into(), file: names::ROOT.into(), read_only: true }],
         parent: None,

@@ -263,6 +263,9 @@ pub struct ImageArgs {
     /// Which image of an OCI layout
     #[arg(long, value_name = "NAME")]
     pub reference: Option<String>,
+    /// Size of the image; as small as its content allows when not given
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<Size>,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

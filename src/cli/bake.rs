@@ -106,7 +106,7 @@ impl Baker {
     fn root_image(&mut self) -> Result<ImageDefaults, Failure> {
         let Some(root) = &self.asked.root else { return Ok(ImageDefaults::default()) };
         self.progress.phase("Building the root image");
-        let source = Source::detect(&root.path, root.reference.as_deref())?;
+        let source = Source::detect(&root.path)?.named(root.reference.clone());
         let built = rootfs::build(&source, &self.draft.directory().join(names::ROOT), None, &mut |_| {})?;
         self.draft.adopt(names::ROOT)?;
         Ok(built

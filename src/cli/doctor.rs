@@ -15,7 +15,6 @@ use super::{agent, output};
 pub fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
     let mut findings = vm::examine_host();
     findings.push(agent_finding());
-    findings.push(mke2fs_finding());
     let worst = findings.iter().map(|finding| rank(finding.verdict)).max().unwrap_or_default();
     if args.json {
         let list: Vec<_> = findings.iter().map(to_json).collect();
@@ -41,26 +40,6 @@ fn agent_finding() -> Finding {
             verdict: Verdict::Limited,
             found: failure.to_string(),
             mend: Some("only `ember bake` needs it: put ember-agent beside ember, or name it with --agent"),
-        },
-    }
-}
-
-fn mke2fs_finding() -> Finding {
-    let search = std::env::var_os("PATH").unwrap_or_default();
-    let places = std::env::split_paths(&search).chain(["/usr/sbin".into(), "/sbin".into()]);
-    let found = places.map(|folder| folder.join("mke2fs")).find(|path| path.is_file());
-    match found {
-        Some(path) => Finding {
-            what: "mke2fs",
-            verdict: Verdict::Good,
-            found: format!("found at {}", path.display()),
-            mend: None,
-        },
-        None => Finding {
-            what: "mke2fs",
-            verdict: Verdict::Limited,
-            found: "not found: root images can only be given as ext4 images".to_owned(),
-            mend: Some("apt-get install e2fsprogs"),
         },
     }
 }

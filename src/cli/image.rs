@@ -14,8 +14,8 @@ use super::progress::Progress;
 pub fn image(args: &ImageArgs) -> Result<u8, Failure> {
     let mut progress = Progress::new(false);
     progress.phase("Building the root image");
-    let source = Source::detect(&args.source, args.reference.as_deref())?;
-    let built = rootfs::build(&source, &args.image, None, &mut |_| {})?;
+    let source = Source::detect(&args.source)?.named(args.reference.clone());
+    let built = rootfs::build(&source, &args.image, args.size.map(|size| size.0), &mut |_| {})?;
     progress.finish();
     output::line(&format!("{}: {}", args.image.display(), crate::config::Size(built.bytes)))?;
     Ok(0)

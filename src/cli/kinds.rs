@@ -142,6 +142,9 @@ impl ToFailure for StartError {
 
 impl ToFailure for RootfsError {
     fn kind(&self) -> Kind {
-        Kind::Usage
+        match self {
+            RootfsError::Source(_) | RootfsError::Resize => Kind::Usage,
+            _ => Kind::HostCannot,
+        }
     }
 }

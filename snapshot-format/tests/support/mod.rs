@@ -198,6 +198,7 @@ pub fn manifest(version: FormatVersion) -> Manifest {
             kernel_cmdline: "console=ttyS0 quiet".to_owned(),
         },
         function: function(),
+        agent_protocol: 1,
         cpu: CpuRequirements {
             arch: "x86_64".to_owned(),
             vendor: "AuthenticAMD".to_owned(),

@@ -207,6 +207,14 @@ impl Source {
         }
         detect_file(path).map_err(failed)?.ok_or_else(|| DetectError::Unknown { path: path.into() })
     }
+
+    /// The image called `name` of an OCI image layout; anything else has no names and stays as it is.
+    pub fn named(self, name: Option<String>) -> Source {
+        match (self, name) {
+            (Source::OciLayout { dir, .. }, Some(name)) => Source::OciLayout { dir, reference: Some(name) },
+            (source, _) => source,
+        }
+    }
 }
 
 fn detect_file(path: &Path) -> io::Result<Option<Source>> {
