@@ -16,7 +16,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 
 const STATIC: &str = r#"target.x86_64-unknown-linux-gnu.rustflags=["-C", "target-feature=+crt-static"]"#;
 
-/// Test binaries travel into the emulated host: without debug information they are a fifth of the size.
+/// Test binaries travel into the emulated host: debug information would be most of them.
 const WITHOUT_DEBUG_INFORMATION: &str = r#"profile.dev.debug="none""#;
 
 /// How much time the compiler may take.

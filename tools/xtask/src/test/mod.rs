@@ -60,7 +60,7 @@ impl TestArguments {
 pub fn run(workspace: &Workspace, arguments: &TestArguments) -> Result<ExitCode> {
     arguments.check()?;
     let guest = setup::prepare(workspace)?;
-    let report = Report::default();
+    let report = Report::new(say);
     if arguments.wants(UNIT) {
         unit::run(workspace, &mut report.tally())?;
     }

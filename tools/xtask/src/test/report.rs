@@ -5,16 +5,28 @@ use std::time::Duration;
 
 use super::cases::{Case, Outcome};
 use super::tally::Tally;
-use crate::progress::say;
 
 /// Shared by all who run cases.
-#[derive(Debug, Default)]
-pub struct Report(Mutex<Tally>);
+#[derive(Debug)]
+pub struct Report {
+    tally: Mutex<Tally>,
+    say: fn(&str),
+}
 
 impl Report {
+    /// An empty report whose lines go where `say` takes them.
+    pub fn new(say: fn(&str)) -> Self {
+        Self { tally: Mutex::default(), say }
+    }
+
+    /// A line for whoever watches.
+    pub fn say(&self, line: &str) {
+        (self.say)(line);
+    }
+
     /// A case begins.
     pub fn starts(&self, place: &str, case: &Case) {
-        say(&format!("    {place}: {} ...", case.title()));
+        self.say(&format!("    {place}: {} ...", case.title()));
     }
 
     /// A case has ended; a failure is shown with its output.
@@ -23,11 +35,11 @@ impl Report {
         let title = format!("{} ({place})", outcome.title);
         match outcome.failure {
             None => {
-                say(&format!("    {place}: {} ok ({seconds:.1} s)", outcome.title));
+                self.say(&format!("    {place}: {} ok ({seconds:.1} s)", outcome.title));
                 self.tally().pass();
             }
             Some(output) => {
-                say(&format!(
+                self.say(&format!(
                     "    {place}: {} FAILED ({seconds:.1} s)\n{}",
                     outcome.title,
                     indented(&output)
@@ -40,7 +52,7 @@ impl Report {
     /// The sum, for adding to.
     pub fn tally(&self) -> MutexGuard<'_, Tally> {
         // Counting cannot be interrupted half way, so a panic elsewhere leaves it right.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -11,7 +11,6 @@ use anyhow::Result;
 use super::cases::{Case, Outcome};
 use super::groups::Group;
 use super::report::Report;
-use crate::progress::say;
 use crate::rig::{Cache, Job, RigHost};
 use crate::workspace::Workspace;
 
@@ -65,7 +64,7 @@ impl GroupRun<'_> {
         let place = format!("rig {}", self.group.name);
         let token = format!("@@{}-{}", std::process::id(), self.group.name);
         let mut transcript = Transcript::new(&self.cases, &token, &place, report);
-        say(&format!("    {place}: booting the emulated host for {} cases", self.cases.len()));
+        report.say(&format!("    {place}: booting the emulated host for {} cases", self.cases.len()));
         let result = self.host.run(&self.job(&token), &mut |_, bytes| {
             transcript.feed(bytes);
             Ok(())
@@ -179,7 +178,7 @@ impl<'a> Transcript<'a> {
         let reason =
             reason.or_else(|| (self.ended < self.cases.len()).then(|| "The case was not run".to_owned()));
         let Some(reason) = reason else { return };
-        say(&format!("    {}: {reason}", self.place));
+        self.report.say(&format!("    {}: {reason}", self.place));
         if self.ended == self.cases.len() {
             // Everything passed in a host that cannot be believed.
             self.report.tally().fail(format!("{}: {}", self.place, first_line(&reason)));
@@ -212,7 +211,7 @@ mod tests {
     }
 
     fn tally_of(names: &[&str], output: &str, reason: Option<&str>) -> String {
-        let (cases, report) = (cases(names), Report::default());
+        let (cases, report) = (cases(names), Report::new(|_| ()));
         let mut transcript = Transcript::new(&cases, "@@t", "rig", &report);
         // In pieces as they might come.
         output.as_bytes().chunks(7).for_each(|chunk| transcript.feed(chunk));
