@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use snapshot_format::manifest::{
     CpuRequirements, Drive as ManifestDrive, FunctionContract, Interface, MachineShape, Manifest, names,
 };
-use snapshot_format::state::FormatVersion;
+use snapshot_format::state::{EncodeError, FormatVersion};
 
 use crate::boot::{self, Kernel, SmallGuest, initramfs};
 use crate::bundle::{Draft, Finished, MemoryReport, Sharing};
@@ -40,6 +40,9 @@ pub fn bake(args: BakeArgs) -> Result<u8, Failure> {
         (args.bundle.clone(), args.force, args.format, args.console, args.json);
     let config = args.config.as_deref().map(Asked::read).transpose()?.unwrap_or_default();
     let asked = Bake::new(asked(args).over(config))?;
+    if !FormatVersion::readable().contains(&format) {
+        return Err(Failure::new(Kind::Usage, &EncodeError::Version { version: format }));
+    }
     let draft = Draft::create(&target, force)?;
     // From here on there is something to clean up, which a signal must not prevent.
     signals::clean_up_on_signal(draft.directory())?;
