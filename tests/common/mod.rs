@@ -36,14 +36,14 @@ pub fn program() -> PathBuf {
     std::env::var_os("EMBER_BIN").map_or_else(|| env!("CARGO_BIN_EXE_ember").into(), PathBuf::from)
 }
 
-/// Whether this is the emulated host, where a process costs fifty times what it costs elsewhere.
+/// Whether this is the emulated host, where a process costs some ten times what it costs elsewhere.
 pub fn in_rig() -> bool {
     std::env::var_os("EMBER_WHERE").is_some_and(|place| place == "rig")
 }
 
-/// `many`, or a fiftieth of it where processes are that much slower.
+/// `many`, or a tenth of it where processes are that much slower.
 pub fn rounds(many: usize) -> usize {
-    if in_rig() { many.div_ceil(50) } else { many }
+    if in_rig() { many.div_ceil(10) } else { many }
 }
 
 /// The ELF of a small guest.
@@ -62,10 +62,13 @@ pub fn guest(name: &str) -> PathBuf {
     small_guests::elf(folder, name)
 }
 
-/// `ember` with these arguments.
+/// `ember` with these arguments, and nothing else to say what to do.
 pub fn ember<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(program());
     command.args(arguments).stdin(Stdio::null());
+    for defaults in ["EMBER_KERNEL", "EMBER_MODULES", "EMBER_AGENT"] {
+        command.env_remove(defaults);
+    }
     command
 }
 
