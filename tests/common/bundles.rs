@@ -116,3 +116,25 @@ pub fn change_manifest_text(bundle: &Path, from: &str, to: &str) {
     let digits = format!("{:016x}", snapshot_format::crc::crc64(covered.as_bytes()));
     fs::write(path, format!("{covered}{digits}{tail}")).unwrap();
 }
+
+#[path = "../../snapshot-format/tests/support/golden.rs"]
+mod golden;
+
+/// Every golden bundle, unpacked into `place`, with the format it was baked in.
+pub fn goldens(place: &super::Place) -> Vec<(String, PathBuf)> {
+    let folder = std::env::var_os("EMBER_GOLDENS").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("snapshot-format/tests/goldens"),
+        PathBuf::from,
+    );
+    let mut unpacked = Vec::new();
+    for path in golden::all(&folder).unwrap() {
+        // Some are a `state` file alone.
+        let Ok(text) = fs::read(path.join(names::MANIFEST)) else { continue };
+        let memory = Manifest::from_json(&text).unwrap().machine.memory_bytes;
+        let format = path.parent().unwrap().file_name().unwrap().to_str().unwrap().to_owned();
+        let bundle = place.join(&format!("golden-{}", unpacked.len()));
+        golden::unpack(&path, &bundle, memory).unwrap();
+        unpacked.push((format, bundle));
+    }
+    unpacked
+}
