@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use snapshot_format::manifest::{
     CpuRequirements, Drive as ManifestDrive, FunctionContract, Interface, MachineShape, Manifest, names,
 };
-use snapshot_format::state::FormatVersion;
+use snapshot_format::state::{EncodeError, FormatVersion};
 
 use crate::boot::{self, Kernel, SmallGuest, initramfs};
 use crate::bundle::{Draft, Finished, MemoryReport, Sharing};
@@ -40,6 +40,9 @@ pub fn bake(args: BakeArgs) -> Result<u8, Failure> {
         (args.bundle.clone(), args.force, args.format, args.console, args.json);
     let config = args.config.as_deref().map(Asked::read).transpose()?.unwrap_or_default();
     let asked = Bake::new(asked(args).over(config))?;
+    if !FormatVersion::readable().contains(&format) {
+        return Err(Failure::new(Kind::Usage, &EncodeError::Version { version: format }));
+    }
     let draft = Draft::create(&target, force)?;
     // From here on there is something to clean up, which a signal must not prevent.
     signals::clean_up_on_signal(draft.directory())?;
@@ -188,17 +191,28 @@ impl Baker {
     fn run_guest(&mut self, parts: &Parts) -> Result<Frozen, Failure> {
         let events = self.warm_up_events()?;
         let mut machine = self.machine(parts)?;
+        let frozen = self.warm_and_freeze(&mut machine, parts, &events);
+        machine.leave();
+        frozen
+    }
+
+    fn warm_and_freeze(
+        &mut self,
+        machine: &mut Machine,
+        parts: &Parts,
+        events: &[crate::function::Event],
+    ) -> Result<Frozen, Failure> {
         let mut conversation = Conversation::cold(&parts.contract)?;
-        let mut drive = Drive::new(&mut machine, &mut conversation);
+        let mut drive = Drive::new(machine, &mut conversation);
         let warm_up = WarmUp {
-            events: &events,
+            events,
             ready_max: self.asked.boot_timeout + Duration::from_millis(parts.contract.ready_timeout_ms),
             event_max: Duration::from_millis(parts.contract.event_timeout_ms),
         };
         let progress = &mut self.progress;
         let used = vm::to_warm_point(&mut drive, &warm_up, &mut LogSink, &mut |phase| progress.phase(phase))?;
         let protocol = conversation.protocol().unwrap_or_default();
-        self.freeze(&mut machine, parts, used, protocol)
+        self.freeze(machine, parts, used, protocol)
     }
 
     fn warm_up_events(&self) -> Result<Vec<crate::function::Event>, Failure> {

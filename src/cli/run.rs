@@ -126,8 +126,12 @@ fn live_warm(
     let mut machine = vm::restore(bundle, console.writer(), timeline)?;
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
-    vm::wake(&mut drive, &identity::restore_message(&args.env)?, timeline)?;
-    events(args, bundle, event, &mut drive, timeline, sink)
+    let message = identity::restore_message(&args.env)?;
+    let outcome = vm::wake(&mut drive, &message, timeline)
+        .map_err(Failure::from)
+        .and_then(|()| events(args, bundle, event, &mut drive, timeline, sink));
+    machine.leave();
+    outcome
 }
 
 fn live_cold(
@@ -145,9 +149,12 @@ fn live_cold(
     timeline.mark(vm::FIRST_INSTRUCTION);
     let limit =
         args.timeout.map_or(vm::BOOT_MAX + Duration::from_millis(contract.ready_timeout_ms), |span| span.0);
-    vm::boot_to_ready(&mut drive, Some(Instant::now() + limit), sink)?;
+    let ready = vm::boot_to_ready(&mut drive, Some(Instant::now() + limit), sink);
     timeline.mark("boot to ready");
-    events(args, bundle, event, &mut drive, timeline, sink)
+    let outcome =
+        ready.map_err(Failure::from).and_then(|()| events(args, bundle, event, &mut drive, timeline, sink));
+    machine.leave();
+    outcome
 }
 
 fn events(
