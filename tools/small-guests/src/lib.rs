@@ -30,7 +30,7 @@ pub const GUESTS: [&str; 13] = [
 
 /// What makes a program freestanding, fixed in place, and the same on every build. Vector code stays at the baseline of
 /// x86-64; only `hold.S` goes beyond, after asking the processor.
-const FLAGS: [&str; 20] = [
+const FLAGS: [&str; 21] = [
     "-std=c11",
     "-O2",
     "-Wall",
@@ -49,6 +49,8 @@ const FLAGS: [&str; 20] = [
     "-static",
     "-no-pie",
     "-Wl,--build-id=none",
+    // Symbol names of temporary files would make every build another file, and every baked bundle another key.
+    "-Wl,--strip-all",
     "-Wl,-z,noexecstack",
     "-Wl,-z,max-page-size=4096",
     "-Wl,-z,norelro",
