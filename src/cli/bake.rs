@@ -11,7 +11,7 @@ use snapshot_format::state::{EncodeError, FormatVersion};
 use crate::boot::{self, Kernel, SmallGuest, initramfs};
 use crate::bundle::{Draft, Finished, MemoryReport, Sharing};
 use crate::config::{
-    Asked, AskedDrive, AskedFunction, AskedHttp, AskedLambda, AskedMachine, AskedRoot, Bake,
+    Asked, AskedDrive, AskedFunction, AskedHttp, AskedLambda, AskedMachine, AskedRoot, Bake, DriveFile,
 };
 use crate::config::{EventText, ImageDefaults, Timeouts};
 use crate::devices::{DriveBacking, DriveSetup};
@@ -172,8 +172,15 @@ impl Baker {
                 file: file.clone(),
                 read_only: drive.read_only,
             });
-            if drive.read_only {
-                self.draft.add_file(&file, &drive.path, Sharing::Copy)?;
+            match (drive.read_only, drive.path.is_dir()) {
+                (true, false) => self.draft.add_file(&file, &drive.path, Sharing::Copy)?,
+                (true, true) => {
+                    let source = Source::Directory(drive.path.clone());
+                    rootfs::build(&source, &self.draft.directory().join(&file), None, &mut |_| {})?;
+                    self.draft.adopt(&file)?;
+                }
+                (false, false) => {}
+                (false, true) => return Err(writable_directory(drive)),
             }
         }
         Ok(drives)
@@ -308,6 +315,14 @@ fn no_release(path: &Path) -> Failure {
     Failure::text(
         Kind::Usage,
         format!("{} does not say which kernel release it is, so its modules cannot be found", path.display()),
+    )
+}
+
+fn writable_directory(drive: &DriveFile) -> Failure {
+    let (id, path) = (&drive.id, drive.path.display());
+    Failure::text(
+        Kind::Usage,
+        format!("The drive {id} is the directory {path}: set read_only = true for it, or name an ext4 image"),
     )
 }
 

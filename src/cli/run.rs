@@ -13,7 +13,7 @@ use crate::function::{Conversation, Event};
 use crate::jail::{Forked, fork_machine};
 use crate::vm::{self, Drive, Machine, Timeline};
 
-use super::args::RunArgs;
+use super::args::{RunArgs, TimingFormat};
 use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::identity;
@@ -189,9 +189,13 @@ fn limit(args: &RunArgs, bundle: &Bundle) -> Duration {
 fn conclude(args: &RunArgs, report: &Report) -> Result<u8, Failure> {
     let exit_code = report.outcome()?;
     if args.json {
-        output::json(&report.to_json(args.timing))?;
-    } else if args.timing {
-        output::timing(report);
+        output::json(&report.to_json(args.timing.is_some()))?;
+        return Ok(exit_code);
+    }
+    match args.timing {
+        Some(TimingFormat::Table) => output::timing(report),
+        Some(TimingFormat::Json) => eprintln!("{}", report.timing_json()),
+        None => {}
     }
     Ok(exit_code)
 }
