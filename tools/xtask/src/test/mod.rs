@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn linux_guests_run_in_exactly_one_place() {
-        let linux = groups::of_binary("exec").unwrap();
+        let linux = groups::of_binary("linux_exec").unwrap();
         for kvm in [Kvm::Hardware, Kvm::Software, Kvm::Unusable] {
             assert_ne!(runs_natively(linux, kvm), runs_in_rig(linux, kvm));
         }
