@@ -114,30 +114,30 @@ pub fn bake<S: AsRef<OsStr>>(bundle: &Path, arguments: impl IntoIterator<Item = 
     Ended { status: output.status, output: output.stdout, errors }
 }
 
-/// A bundle that is baked when it is not there: another test, or an earlier run, may have done it. `root` makes its root in the
-/// folder it is given, or names one.
+/// A bundle that is baked when it is not there: another test, or an earlier run, may have done it. `arguments` prepares in the
+/// folder it is given what the bake needs.
 ///
-/// It is named after what it is made of; program, kernel, agent and the python root are in the name of the folder already.
+/// It is named after its `content`; program, kernel, agent, examples and the python root are in the name of the folder already.
 #[track_caller]
-pub fn bundle<S: AsRef<OsStr>>(
-    name: &str,
-    root: impl FnOnce(&Path) -> PathBuf,
-    arguments: impl IntoIterator<Item = S>,
-) -> PathBuf {
-    let mut all: Vec<OsString> = arguments.into_iter().map(|argument| argument.as_ref().to_owned()).collect();
+pub fn bundle(name: &str, content: &[&str], arguments: impl FnOnce(&Path) -> Vec<OsString>) -> PathBuf {
     let mut hasher = DefaultHasher::new();
-    all.hash(&mut hasher);
+    content.hash(&mut hasher);
     let path = kept().join(format!("{name}-{:016x}", hasher.finish()));
     let lock = File::create(kept().join(format!(".{name}.lock"))).unwrap();
     lock.lock().unwrap();
     if !path.exists() {
         let place = tempfile::tempdir().unwrap();
         // In front: the last argument is the function's.
-        all.splice(..0, ["--json".into(), "--root".into(), root(place.path()).into_os_string()]);
-        let ended = bake(&path, &all);
+        let all = std::iter::once("--json".into()).chain(arguments(place.path()));
+        let ended = bake(&path, all);
         fs::write(path.with_extension("json"), &ended.succeeds().output).unwrap();
     }
     path
+}
+
+/// Arguments with a root in front.
+pub fn with_root(root: &Path, arguments: &[&str]) -> Vec<OsString> {
+    ["--root".into(), root.into()].into_iter().chain(arguments.iter().map(OsString::from)).collect()
 }
 
 /// What `ember bake --json` said of a bundle.
@@ -147,12 +147,13 @@ pub fn baked(bundle: &Path) -> serde_json::Value {
 
 /// An example's bundle, with the python root.
 pub fn example_bundle(name: &str) -> PathBuf {
-    bundle(name, |_| python_root(), [OsStr::new("--config"), example(name).as_ref()])
+    bundle(name, &[], |_| with_root(&python_root(), &["--config", example(name).to_str().unwrap()]))
 }
 
 /// A shell that reads its script as the event; nothing of it runs before that. Little memory, a root made of a folder.
 pub fn shell() -> PathBuf {
-    bundle("shell", busybox_root, ["--memory", "128MiB", "--warm-up", "echo", "--", "/bin/sh"])
+    let arguments = ["--memory", "128MiB", "--warm-up", "echo", "--", "/bin/sh"];
+    bundle("shell", &arguments, |place| with_root(&busybox_root(&place.join("root")), &arguments))
 }
 
 /// An interpreter that was started before the freeze and reads its program as the event. What `setup` puts into the dictionary
@@ -160,9 +161,37 @@ pub fn shell() -> PathBuf {
 pub fn python(name: &str, setup: &str, more: &[&str]) -> PathBuf {
     let program =
         format!("import sys\nstate = {{}}\n{setup}\nexec(compile(sys.stdin.read(), 'event', 'exec'))\n");
-    let command = ["--resident", "--", "/usr/bin/python3", "-c", &program];
-    bundle(name, |_| python_root(), more.iter().copied().chain(command))
+    let arguments = [more, &["--resident", "--", "/usr/bin/python3", "-c", &program]].concat();
+    bundle(name, &arguments, |_| with_root(&python_root(), &arguments))
 }
+
+/// awslambdaric with `source` as the handler's module, in a folder with an `ember.toml` to which `settings` are added.
+pub fn lambda(name: &str, source: &str, settings: &str) -> PathBuf {
+    bundle(name, &[source, settings], |place| lambda_arguments(place, source, settings))
+}
+
+/// What `ember bake` needs for it.
+pub fn lambda_arguments(place: &Path, source: &str, settings: &str) -> Vec<OsString> {
+    let config = place.join("ember.toml");
+    fs::create_dir(place.join("function")).unwrap();
+    fs::write(place.join("function/app.py"), source).unwrap();
+    fs::write(&config, format!("{LAMBDA}{settings}\n")).unwrap();
+    with_root(&python_root(), &["--config", config.to_str().unwrap()])
+}
+
+const LAMBDA: &str = r#"
+machine.memory = "512MiB"
+drives.function = { path = "function", read_only = true }
+
+[function]
+interface = "lambda"
+command = ["/usr/bin/python3", "-m", "awslambdaric", "app.handler"]
+workdir = "/mnt/function"
+
+[function.lambda]
+handler = "app.handler"
+function_name = "probe"
+"#;
 
 /// `ember run` of a bundle with this event.
 pub fn run_command(bundle: &Path, event: &str) -> Command {

@@ -127,6 +127,7 @@ fn list_cases(contents: &Contents, arguments: &TestArguments, report: &Report) -
 fn runs_natively(group: &Group, kvm: Kvm) -> bool {
     match group.place {
         Place::Linux => kvm.runs_linux(),
+        Place::LinuxAsRoot => kvm.runs_linux() && setup::is_root(),
         Place::Small => kvm.runs_small_guests(),
         Place::Anywhere => true,
     }
@@ -134,7 +135,7 @@ fn runs_natively(group: &Group, kvm: Kvm) -> bool {
 
 fn runs_in_rig(group: &Group, kvm: Kvm) -> bool {
     match group.place {
-        Place::Linux => !kvm.runs_linux(),
+        Place::Linux | Place::LinuxAsRoot => !runs_natively(group, kvm),
         Place::Small => true,
         Place::Anywhere => false,
     }
