@@ -1,18 +1,17 @@
-//! `ember run`: a thin parent, and a machine as its child.
+//! `ember run`: a clone, an event, an answer.
 //!
-//! The parent exits as soon as the child has reported that the answer is complete. The child's end, which takes
-//! milliseconds because a VM that has run is closed with it, is nobody's latency; it is tied to the parent's, so that
-//! nothing stays behind.
+//! The command runs in a child of its own (`apart`), so that the end of a single clone, which takes milliseconds because a
+//! VM that has run is closed with it, is nobody's latency. It is tied to the parent's end, so that nothing stays behind.
+//! Of several clones each gets a process of its own.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use crate::bundle::Bundle;
 use crate::function::{Conversation, Event};
 use crate::jail::{Forked, fork_machine};
-use crate::vm::{self, Drive, Machine, Timeline};
+use crate::vm::{self, Drive, Timeline};
 
+use super::apart::{died, pipe};
 use super::args::{RunArgs, TimingFormat};
 use super::console::Console;
 use super::failure::{Failure, Kind};
@@ -33,58 +32,36 @@ pub fn run(args: &RunArgs, mut timeline: Timeline) -> Result<u8, Failure> {
     let event = event::from_args(&args.event, function.interface, limit(args, &bundle))?;
     timeline.mark("read event");
     match args.count {
-        None => conclude(args, &once(args, &bundle, &event, timeline)?),
+        None => conclude(args, &life(args, &bundle, &event, timeline)),
         Some(count) => repeated(args, &bundle, &event, count),
     }
 }
 
-/// One clone in a process of its own.
-fn once(args: &RunArgs, bundle: &Bundle, event: &Event, timeline: Timeline) -> Result<Report, Failure> {
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|e| Failure::new(Kind::HostCannot, &std::io::Error::from(e)))?;
+/// One clone in a process of its own, to whose end this one waits: the next clone's time must not hold it.
+fn apart(args: &RunArgs, bundle: &Bundle, event: &Event) -> Result<Report, Failure> {
+    let (reader, writer) = pipe()?;
+    let timeline = Timeline::start();
     match fork_machine()? {
         Forked::Machine => {
             drop(reader);
-            machine_process(args, bundle, event, timeline, writer)
+            // A parent that is gone needs no report, and nobody is left to tell.
+            life(args, bundle, event, timeline).send(writer).ok();
+            std::process::exit(0)
         }
         Forked::Parent(machine) => {
             drop(writer);
-            let report = Report::receive(File::from(reader))?;
-            if args.count.is_some() {
-                // The next clone's time must not hold this one's teardown.
-                machine.wait().map_err(|e| Failure::new(Kind::Internal, &e))?;
-            }
-            report.map_or_else(|| Err(died(&machine)), Ok)
+            let Some(report) = Report::receive(reader)? else { return Err(died(&machine)) };
+            machine.wait().map_err(|e| Failure::new(Kind::Internal, &e))?;
+            Ok(report)
         }
     }
 }
 
-fn died(machine: &crate::jail::MachineProcess) -> Failure {
-    let end = match machine.wait() {
-        Ok(code) if code < 0 => format!("it was killed by signal {}", -code),
-        Ok(code) => format!("it exited with {code}"),
-        Err(error) => error.to_string(),
-    };
-    Failure::text(Kind::Internal, format!("The machine's process ended without a report: {end}"))
-}
-
-/// The child's whole life.
-fn machine_process(
-    args: &RunArgs,
-    bundle: &Bundle,
-    event: &Event,
-    mut timeline: Timeline,
-    writer: OwnedFd,
-) -> ! {
-    timeline.mark("fork");
+/// A clone's whole life in this process.
+fn life(args: &RunArgs, bundle: &Bundle, event: &Event, mut timeline: Timeline) -> Report {
     let mut sink = Sink::new(args.json, args.include, bundle.manifest().function.interface);
     let outcome = live(args, bundle, event, &mut timeline, &mut sink);
-    // Whoever reads our answer through a pipe waits for its last writer: not for this process's slow end.
-    sink.close();
-    let report = Report::new(outcome, &timeline, sink.into_collected());
-    // A parent that is gone needs no report, and nobody is left to tell.
-    report.send(File::from(writer)).ok();
-    std::process::exit(0)
+    Report::new(outcome, &timeline, sink.into_collected())
 }
 
 /// What a life came to.
@@ -143,7 +120,7 @@ fn live_cold(
     sink: &mut Sink,
 ) -> Result<Lived, Failure> {
     let contract = &bundle.manifest().function;
-    let mut machine: Machine = vm::boot_again(bundle, console.writer(), timeline)?;
+    let mut machine = vm::boot_again(bundle, console.writer(), timeline)?;
     let mut conversation = Conversation::cold(contract)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
     timeline.mark(vm::FIRST_INSTRUCTION);
@@ -205,7 +182,7 @@ fn repeated(args: &RunArgs, bundle: &Bundle, event: &Event, count: u32) -> Resul
     let mut times = ToldTimes::default();
     let mut last = 0;
     for _ in 0..count {
-        let report = once(args, bundle, event, Timeline::start())?;
+        let report = apart(args, bundle, event)?;
         last = report.outcome()?;
         times.add(&report);
     }
