@@ -14,7 +14,7 @@ fn endless(place: &Place) -> Child {
     let faulty = place.bake("faulty");
     let temporary = place.join("tmp");
     std::fs::create_dir(&temporary).unwrap();
-    start(run_command(&faulty, "spin").args(["--timeout", "50s"]).env("TMPDIR", temporary))
+    start(run_command(&faulty, "spin").args(["--timeout", "10m"]).env("TMPDIR", temporary))
 }
 
 #[track_caller]
