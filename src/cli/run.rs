@@ -123,10 +123,11 @@ fn live_warm(
     sink: &mut Sink,
 ) -> Result<Lived, Failure> {
     let manifest = bundle.manifest();
-    let mut machine = vm::restore(bundle, console.writer(), timeline)?;
+    let message = identity::restore_message(&args.env)?;
+    let mut machine = vm::restore(bundle, message.generation, console.writer(), timeline)?;
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
-    vm::wake(&mut drive, &identity::restore_message(&args.env)?, timeline)?;
+    vm::wake(&mut drive, &message, timeline)?;
     events(args, bundle, event, &mut drive, timeline, sink)
 }
 
@@ -139,7 +140,7 @@ fn live_cold(
     sink: &mut Sink,
 ) -> Result<Lived, Failure> {
     let contract = &bundle.manifest().function;
-    let mut machine: Machine = vm::boot_again(bundle, console.writer(), timeline)?;
+    let mut machine: Machine = vm::boot_again(bundle, identity::random()?, console.writer(), timeline)?;
     let mut conversation = Conversation::cold(contract)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
     timeline.mark(vm::FIRST_INSTRUCTION);
