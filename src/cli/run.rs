@@ -123,11 +123,15 @@ fn live_warm(
     sink: &mut Sink,
 ) -> Result<Lived, Failure> {
     let manifest = bundle.manifest();
-    let message = identity::restore_message(&args.env)?;
+    let message = identity::restore_message(identity::Asked {
+        host_name: args.hostname.as_deref(),
+        machine_id: args.machine_id,
+        env: &args.env,
+    })?;
     let mut machine = vm::restore(bundle, message.generation, console.writer(), timeline)?;
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
-    vm::wake(&mut drive, &message, timeline)?;
+    vm::wake(&mut drive, &message, sink, timeline)?;
     events(args, bundle, event, &mut drive, timeline, sink)
 }
 

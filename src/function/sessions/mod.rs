@@ -88,8 +88,14 @@ impl Guest {
         let protocol = guest.conversation.protocol().unwrap();
         guest.conversation = Conversation::restored(contract, protocol).unwrap();
         let env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        let message = RestoreMessage { generation: [9; 16], entropy: [1; 64], unix_time_ns: 1, env };
-        guest.conversation.restore(&message).unwrap();
+        let message = RestoreMessage {
+            generation: [9; 16],
+            entropy: [1; 64],
+            host_name: "clone".to_owned(),
+            machine_id: Some([2; 16]),
+            env,
+        };
+        guest.conversation.restore(&message, 1).unwrap();
         assert_eq!(guest.next().unwrap(), Notice::Acknowledged);
         guest
     }
