@@ -156,6 +156,15 @@ pub struct BakeArgs {
     pub command: Vec<String>,
 }
 
+/// How `--timing` is printed. With `--json` it is part of that object instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TimingFormat {
+    /// For people
+    Table,
+    /// One JSON object on a line of its own
+    Json,
+}
+
 /// The event of a run.
 #[derive(Debug, Clone, Default, Args)]
 pub struct EventArgs {
@@ -210,9 +219,9 @@ pub struct RunArgs {
     /// http: print status and headers before the body
     #[arg(short, long)]
     pub include: bool,
-    /// Print every phase in microseconds
-    #[arg(long)]
-    pub timing: bool,
+    /// Print every phase in microseconds, on standard error
+    #[arg(long, value_enum, value_name = "AS", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub timing: Option<TimingFormat>,
     /// Show the guest's console
     #[arg(long)]
     pub console: bool,

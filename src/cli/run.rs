@@ -13,7 +13,7 @@ use crate::function::{Conversation, Event};
 use crate::jail::{Forked, fork_machine};
 use crate::vm::{self, Drive, Machine, Timeline};
 
-use super::args::RunArgs;
+use super::args::{RunArgs, TimingFormat};
 use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::identity;
@@ -131,8 +131,11 @@ fn live_warm(
     let mut machine = vm::restore(bundle, message.generation, console.writer(), timeline)?;
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
-    vm::wake(&mut drive, &message, sink, timeline)?;
-    events(args, bundle, event, &mut drive, timeline, sink)
+    let outcome = vm::wake(&mut drive, &message, sink, timeline)
+        .map_err(Failure::from)
+        .and_then(|()| events(args, bundle, event, &mut drive, timeline, sink));
+    machine.leave();
+    outcome
 }
 
 fn live_cold(
@@ -150,9 +153,12 @@ fn live_cold(
     timeline.mark(vm::FIRST_INSTRUCTION);
     let limit =
         args.timeout.map_or(vm::BOOT_MAX + Duration::from_millis(contract.ready_timeout_ms), |span| span.0);
-    vm::boot_to_ready(&mut drive, Some(Instant::now() + limit), sink)?;
+    let ready = vm::boot_to_ready(&mut drive, Some(Instant::now() + limit), sink);
     timeline.mark("boot to ready");
-    events(args, bundle, event, &mut drive, timeline, sink)
+    let outcome =
+        ready.map_err(Failure::from).and_then(|()| events(args, bundle, event, &mut drive, timeline, sink));
+    machine.leave();
+    outcome
 }
 
 fn events(
@@ -187,9 +193,13 @@ fn limit(args: &RunArgs, bundle: &Bundle) -> Duration {
 fn conclude(args: &RunArgs, report: &Report) -> Result<u8, Failure> {
     let exit_code = report.outcome()?;
     if args.json {
-        output::json(&report.to_json(args.timing))?;
-    } else if args.timing {
-        output::timing(report);
+        output::json(&report.to_json(args.timing.is_some()))?;
+        return Ok(exit_code);
+    }
+    match args.timing {
+        Some(TimingFormat::Table) => output::timing(report),
+        Some(TimingFormat::Json) => eprintln!("{}", report.timing_json()),
+        None => {}
     }
     Ok(exit_code)
 }

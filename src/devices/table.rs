@@ -226,6 +226,12 @@ impl DeviceTable {
         self.vmgenid.as_mut().map_or(Ok(()), VmGenId::kick)
     }
 
+    /// Waits a moment until the console's sink has what the guest printed last; what it prints from now on is lost.
+    pub fn end_console(&self) {
+        let last_words = lock(&self.serial).last_words();
+        last_words.wait();
+    }
+
     /// The byte stream to the agent or the small guest.
     pub fn control(&mut self) -> Option<&mut dyn ControlStream> {
         match &mut self.control {

@@ -146,12 +146,10 @@ impl<'a> Drive<'a> {
             Request::PowerOff => Err(DriveError::PoweredOff { waiting_for }),
             Request::Reset => Err(DriveError::Reset { waiting_for }),
             Request::Broken => Err(DriveError::Broken { waiting_for, source: self.machine.guest_ended() }),
-            Request::Warm => {
-                if let Conversation::Port(port) = self.conversation {
-                    port.warm();
-                }
-                Ok(())
-            }
+            Request::Warm => match self.conversation {
+                Conversation::Port(port) => Ok(port.warm()?),
+                Conversation::Agent(_) => Ok(()),
+            },
             Request::Done => {
                 let exit_code = self.machine.devices().port_exit_code().unwrap_or_default();
                 if let Conversation::Port(port) = self.conversation {

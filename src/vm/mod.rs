@@ -12,6 +12,8 @@ mod lifecycle;
 mod machine;
 mod saved;
 mod start;
+#[cfg(test)]
+mod tests;
 mod timeline;
 
 pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point};
