@@ -24,7 +24,7 @@ use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::progress::Progress;
 use super::sink::LogSink;
-use super::{agent, event, files, output, signals};
+use super::{agent, event, files, identity, output, signals};
 
 /// Longest kernel file, bytes.
 const KERNEL_MAX: u64 = 256 << 20;
@@ -234,6 +234,7 @@ impl Baker {
             shape: self.shape(),
             image: &parts.image,
             command_line: parts.command_line.clone(),
+            generation: identity::random()?,
             drives: setups,
             console: self.console.writer(),
         };

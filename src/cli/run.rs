@@ -100,11 +100,15 @@ fn live_warm(
     sink: &mut Sink,
 ) -> Result<Lived, Failure> {
     let manifest = bundle.manifest();
-    let mut machine = vm::restore(bundle, console.writer(), timeline)?;
+    let message = identity::restore_message(identity::Asked {
+        host_name: args.hostname.as_deref(),
+        machine_id: args.machine_id,
+        env: &args.env,
+    })?;
+    let mut machine = vm::restore(bundle, message.generation, console.writer(), timeline)?;
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
-    let message = identity::restore_message(&args.env)?;
-    let outcome = vm::wake(&mut drive, &message, timeline)
+    let outcome = vm::wake(&mut drive, &message, sink, timeline)
         .map_err(Failure::from)
         .and_then(|()| events(args, bundle, event, &mut drive, timeline, sink));
     machine.leave();
@@ -120,7 +124,7 @@ fn live_cold(
     sink: &mut Sink,
 ) -> Result<Lived, Failure> {
     let contract = &bundle.manifest().function;
-    let mut machine = vm::boot_again(bundle, console.writer(), timeline)?;
+    let mut machine = vm::boot_again(bundle, identity::random()?, console.writer(), timeline)?;
     let mut conversation = Conversation::cold(contract)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
     timeline.mark(vm::FIRST_INSTRUCTION);
