@@ -7,7 +7,7 @@ use crate::kvm::{KvmVcpu, VmError};
 
 use super::abi::{AbiError, blob, from_blob, list_blob, list_from_blob};
 use super::features;
-use super::msrs::{MsrSelection, SelectError, TSC, TSC_DEADLINE};
+use super::msrs::{self, MsrSelection, SelectError, TSC, TSC_DEADLINE};
 
 /// Why a vCPU could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
@@ -34,11 +34,12 @@ pub enum VcpuError {
     },
     /// The guest was shown a CPU that can do more than this one.
     #[error(
-        "This host's CPU lacks {features}, which the guest was baked with; run it on a host that has them, or bake on this one"
+        "This host's CPU lacks {}, which the guest was baked with; run it on a host that has them, or bake on this one",
+        missing.join(", ")
     )]
-    Features {
-        /// Their names.
-        features: String,
+    Lacking {
+        /// Names of all features and MSRs that are missing.
+        missing: Vec<String>,
     },
     /// This host's MSRs do not suffice.
     #[error(transparent)]
@@ -48,7 +49,10 @@ pub enum VcpuError {
 impl VcpuError {
     /// Whether a bundle's state is to blame, rather than the host.
     pub fn is_bad_state(&self) -> bool {
-        matches!(self, VcpuError::Abi(_) | VcpuError::Cpuid { .. })
+        matches!(
+            self,
+            VcpuError::Abi(_) | VcpuError::Cpuid { .. } | VcpuError::Msrs(SelectError::NotSaved { .. })
+        )
     }
 }
 
@@ -87,14 +91,17 @@ fn keep_expired_deadline(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
     msrs
 }
 
-/// Sets everything, on a vCPU that has never run.
+/// Sets everything, on a vCPU that has never run. Gives what a later save of it reads.
 ///
 /// # Errors
 /// The saved bytes are damaged, or KVM refused a step: the vCPU is then unusable.
-pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
+pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<MsrSelection, VcpuError> {
     // Everything is parsed before anything is set.
     let cpuid = list_from_blob::<kvm_cpuid_entry2>("CPUID", &state.cpuid)?;
-    check_features(&cpuid)?;
+    let saved_msrs = list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?;
+    let selection = MsrSelection::of_saved(&saved_msrs)?;
+    let msrs = settable(saved_msrs);
+    check_features(&cpuid, &msrs, vcpu)?;
     let cpuid = CpuId::from_entries(&cpuid).map_err(|_| VcpuError::Cpuid { count: cpuid.len() })?;
     let mp_state = from_blob("multiprocessor state", &state.mp_state)?;
     let regs = from_blob("registers", &state.regs)?;
@@ -102,7 +109,6 @@ pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
     let xcrs = from_blob("extended control registers", &state.xcrs)?;
     let debugregs = from_blob("debug registers", &state.debugregs)?;
     let lapic = from_blob("local APIC", &state.lapic)?;
-    let msrs = settable(list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?);
     let events = from_blob("pending events", &state.events)?;
 
     let set_all = || -> Result<(), VmError> {
@@ -124,12 +130,26 @@ pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
         vcpu.set_events(&events)?;
         vcpu.clock_was_stopped()
     };
-    set_all().map_err(|source| VcpuError::Kvm { verb: "restore", index: state.index, source })
+    match set_all() {
+        Ok(()) => Ok(selection),
+        // It names the first alone; the user wants to know all of them.
+        Err(VmError::Msr { .. }) => Err(VcpuError::Lacking { missing: msrs::refused(&msrs, vcpu) }),
+        Err(source) => Err(VcpuError::Kvm { verb: "restore", index: state.index, source }),
+    }
 }
 
-fn check_features(cpuid: &[kvm_cpuid_entry2]) -> Result<(), VcpuError> {
-    let missing = features::missing(cpuid);
-    if missing.is_empty() { Ok(()) } else { Err(VcpuError::Features { features: missing.join(", ") }) }
+/// Compared before anything is set: KVM accepts a CPUID that promises more than the CPU can do.
+fn check_features(
+    cpuid: &[kvm_cpuid_entry2],
+    msrs: &[kvm_msr_entry],
+    vcpu: &KvmVcpu,
+) -> Result<(), VcpuError> {
+    let mut missing = features::missing(cpuid);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    missing.extend(msrs::refused(msrs, vcpu));
+    Err(VcpuError::Lacking { missing })
 }
 
 /// IA32_DEBUGCTL. A host without virtualised branch records complains about every write to it in its log, even of the 0
