@@ -15,6 +15,7 @@ mod inspect;
 mod kinds;
 mod output;
 mod progress;
+mod rebake;
 mod report;
 mod run;
 mod shell;

@@ -17,10 +17,11 @@ use super::args::RunArgs;
 use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::identity;
+use super::rebake::{Rebake, Rebaked};
 use super::report::{Report, ToldTimes};
 use super::sink::Sink;
 use super::statistics::Distribution;
-use super::{event, output};
+use super::{event, output, signals};
 
 /// Runs the command; gives the function's exit code.
 ///
@@ -33,22 +34,32 @@ pub fn run(args: &RunArgs, mut timeline: Timeline) -> Result<u8, Failure> {
     let event = event::from_args(&args.event, function.interface, limit(args, &bundle))?;
     timeline.mark("read event");
     match args.count {
-        None => conclude(args, &once(args, &bundle, &event, timeline)?),
+        None => conclude(args, &once(args, &bundle, &event, Rebake::begin(args)?, timeline)?),
         Some(count) => repeated(args, &bundle, &event, count),
     }
 }
 
 /// One clone in a process of its own.
-fn once(args: &RunArgs, bundle: &Bundle, event: &Event, timeline: Timeline) -> Result<Report, Failure> {
+fn once(
+    args: &RunArgs,
+    bundle: &Bundle,
+    event: &Event,
+    rebake: Option<Rebake>,
+    timeline: Timeline,
+) -> Result<Report, Failure> {
     let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
         .map_err(|e| Failure::new(Kind::HostCannot, &std::io::Error::from(e)))?;
     match fork_machine()? {
         Forked::Machine => {
             drop(reader);
-            machine_process(args, bundle, event, timeline, writer)
+            machine_process(args, bundle, event, rebake, timeline, writer)
         }
         Forked::Parent(machine) => {
             drop(writer);
+            // Kept until the report is there: a machine that dies leaves its unfinished bundle to this process.
+            if let Some(rebake) = &rebake {
+                signals::clean_up_on_signal(rebake.directory())?;
+            }
             let report = Report::receive(File::from(reader))?;
             if args.count.is_some() {
                 // The next clone's time must not hold this one's teardown.
@@ -73,12 +84,13 @@ fn machine_process(
     args: &RunArgs,
     bundle: &Bundle,
     event: &Event,
+    rebake: Option<Rebake>,
     mut timeline: Timeline,
     writer: OwnedFd,
 ) -> ! {
     timeline.mark("fork");
     let mut sink = Sink::new(args.json, args.include, bundle.manifest().function.interface);
-    let outcome = live(args, bundle, event, &mut timeline, &mut sink);
+    let outcome = live(args, bundle, event, rebake, &mut timeline, &mut sink);
     // Whoever reads our answer through a pipe waits for its last writer: not for this process's slow end.
     sink.close();
     let report = Report::new(outcome, &timeline, sink.into_collected());
@@ -96,12 +108,15 @@ pub struct Lived {
     pub events: Vec<Duration>,
     /// Block requests from the start to the last answer.
     pub block_requests: u64,
+    /// The bundle that it became.
+    pub rebaked: Option<Rebaked>,
 }
 
 fn live(
     args: &RunArgs,
     bundle: &Bundle,
     event: &Event,
+    rebake: Option<Rebake>,
     timeline: &mut Timeline,
     sink: &mut Sink,
 ) -> Result<Lived, Failure> {
@@ -109,7 +124,7 @@ fn live(
     let outcome = if args.cold {
         live_cold(args, bundle, event, &console, timeline, sink)
     } else {
-        live_warm(args, bundle, event, &console, timeline, sink)
+        live_warm(args, bundle, event, rebake, &console, timeline, sink)
     };
     outcome.map_err(|failure| failure.with_detail(console.tail()))
 }
@@ -118,6 +133,7 @@ fn live_warm(
     args: &RunArgs,
     bundle: &Bundle,
     event: &Event,
+    rebake: Option<Rebake>,
     console: &Console,
     timeline: &mut Timeline,
     sink: &mut Sink,
@@ -127,7 +143,12 @@ fn live_warm(
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
     vm::wake(&mut drive, &identity::restore_message(&args.env)?, timeline)?;
-    events(args, bundle, event, &mut drive, timeline, sink)
+    let mut lived = events(args, bundle, event, &mut drive, timeline, sink)?;
+    // As in a bake, an event that fails makes no warm point.
+    if let Some(rebake) = rebake.filter(|_| lived.exit_code == 0) {
+        lived.rebaked = Some(rebake.bake(bundle, &mut drive, limit(args, bundle), sink, timeline)?);
+    }
+    Ok(lived)
 }
 
 fn live_cold(
@@ -159,7 +180,7 @@ fn events(
     sink: &mut Sink,
 ) -> Result<Lived, Failure> {
     let limit = limit(args, bundle);
-    let mut lived = Lived { exit_code: 0, events: Vec::new(), block_requests: 0 };
+    let mut lived = Lived { exit_code: 0, events: Vec::new(), block_requests: 0, rebaked: None };
     for number in 0..args.repeat {
         let begin = Instant::now();
         if number > 0 {
@@ -186,6 +207,9 @@ fn conclude(args: &RunArgs, report: &Report) -> Result<u8, Failure> {
     } else if args.timing {
         output::timing(report);
     }
+    if args.bake_to.is_some() && !args.json {
+        output::rebaked(report);
+    }
     Ok(exit_code)
 }
 
@@ -194,7 +218,7 @@ fn repeated(args: &RunArgs, bundle: &Bundle, event: &Event, count: u32) -> Resul
     let mut times = ToldTimes::default();
     let mut last = 0;
     for _ in 0..count {
-        let report = once(args, bundle, event, Timeline::start())?;
+        let report = once(args, bundle, event, None, Timeline::start())?;
         last = report.outcome()?;
         times.add(&report);
     }

@@ -14,7 +14,7 @@ mod saved;
 mod start;
 mod timeline;
 
-pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point};
+pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point, to_warm_point_again};
 pub use capture::CaptureError;
 pub use drive::{Drive, DriveError, Happening};
 pub use host::{Finding, Verdict, cpu_vendor, examine_host};
