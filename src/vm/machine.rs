@@ -242,6 +242,11 @@ impl Machine {
         self.state == State::Ready
     }
 
+    /// Whether nothing runs until [`run`](Self::run): no guest instruction has run yet, or the machine was left frozen.
+    pub fn stands_still(&self) -> bool {
+        matches!(self.state, State::Ready | State::Frozen)
+    }
+
     /// Serves devices until something happens that the caller must see, or `deadline` passes.
     ///
     /// # Errors

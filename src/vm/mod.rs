@@ -10,6 +10,8 @@ mod host;
 mod invoke;
 mod lifecycle;
 mod machine;
+#[cfg(test)]
+mod points;
 mod saved;
 mod start;
 mod timeline;
