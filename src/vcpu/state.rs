@@ -1,13 +1,13 @@
 //! A vCPU's state, and the one order in which it is read and set.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_msr_entry};
-use snapshot_format::sections::VcpuState;
+use snapshot_format::sections::{Blob, VcpuState};
 
 use crate::kvm::{KvmVcpu, VmError};
 
 use super::abi::{AbiError, blob, from_blob, list_blob, list_from_blob};
 use super::features;
-use super::msrs::{self, MsrSelection, SelectError, TSC, TSC_DEADLINE};
+use super::msrs::{self, MsrSelection, SelectError, TSC_DEADLINE};
 
 /// Why a vCPU could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
@@ -69,26 +69,29 @@ fn read_all(vcpu: &KvmVcpu, index: u32, selection: &MsrSelection) -> Result<Vcpu
     let mp_state = blob(&vcpu.mp_state()?);
     let regs = blob(&vcpu.regs()?);
     let sregs = blob(&vcpu.sregs()?);
-    let xsave = snapshot_format::sections::Blob(vcpu.xsave()?);
+    let xsave = Blob(vcpu.xsave()?);
     let xcrs = blob(&vcpu.xcrs()?);
     let debugregs = blob(&vcpu.debugregs()?);
-    // Before the MSRs: reading the APIC may move its timer's state.
-    let lapic = blob(&vcpu.lapic()?);
+    let (lapic, msrs) = read_timer(vcpu, selection)?;
     let cpuid = list_blob(vcpu.cpuid()?.as_slice());
-    let msrs = list_blob(&keep_expired_deadline(vcpu.msrs(selection.indices())?));
     // Last: the other reads affect it.
     let events = blob(&vcpu.events()?);
     Ok(VcpuState { index, cpuid, mp_state, regs, sregs, xsave, xcrs, debugregs, lapic, msrs, events })
 }
 
-/// A deadline of 0 means that the timer expired and its interrupt is not delivered yet. Written back as 0 it would be
-/// disarmed for ever; the current TSC makes it fire at once.
-fn keep_expired_deadline(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
-    let tsc = msrs.iter().find(|msr| msr.index == TSC).map_or(0, |msr| msr.data);
-    if let Some(deadline) = msrs.iter_mut().find(|msr| msr.index == TSC_DEADLINE && msr.data == 0) {
-        deadline.data = tsc;
-    }
-    msrs
+/// Local APIC and MSRs. The timer goes on while the vCPU stands still: a deadline that has passed is either still in its MSR,
+/// from where it fires at once when it is set again, or it is 0 and its interrupt is in the APIC. What is between the two
+/// reads must not be in neither, nor in both: a timer fires once.
+fn read_timer(vcpu: &KvmVcpu, selection: &MsrSelection) -> Result<(Blob, Blob), VmError> {
+    let was_armed = deadline_of(&vcpu.msrs(&[TSC_DEADLINE])?) != 0;
+    let lapic = vcpu.lapic()?;
+    let msrs = vcpu.msrs(selection.indices())?;
+    let lapic = if was_armed && deadline_of(&msrs) == 0 { vcpu.lapic()? } else { lapic };
+    Ok((blob(&lapic), list_blob(&msrs)))
+}
+
+fn deadline_of(msrs: &[kvm_msr_entry]) -> u64 {
+    msrs.iter().find(|msr| msr.index == TSC_DEADLINE).map_or(0, |msr| msr.data)
 }
 
 /// Sets everything, on a vCPU that has never run. Gives what a later save of it reads.
@@ -159,21 +162,4 @@ const DEBUGCTL: u32 = 0x1d9;
 fn settable(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
     msrs.retain(|msr| msr.index != DEBUGCTL || msr.data != 0);
     msrs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn msr(index: u32, data: u64) -> kvm_msr_entry {
-        kvm_msr_entry { index, data, ..Default::default() }
-    }
-
-    #[test]
-    fn a_timer_that_expired_undelivered_is_made_to_fire() {
-        let msrs = keep_expired_deadline(vec![msr(TSC, 500), msr(TSC_DEADLINE, 0)]);
-        assert_eq!(msrs[1].data, 500);
-        let msrs = keep_expired_deadline(vec![msr(TSC, 500), msr(TSC_DEADLINE, 900)]);
-        assert_eq!(msrs[1].data, 900);
-    }
 }

@@ -253,21 +253,23 @@ fn frozen_warm(point: &str) -> (Rig, Snapshot) {
     (rig, snapshot)
 }
 
-/// The guest that goes on, a clone, and a clone of that clone tell the same.
-#[track_caller]
-fn all_answer(mut original: Rig, snapshot: &Snapshot, expected: &str) {
+/// What the guest that goes on, a clone, and a clone of that clone tell.
+fn all_answers(mut original: Rig, snapshot: &Snapshot) -> [String; 3] {
     let mut clone = Rig::clone_of(snapshot, true);
     let again = clone.snapshot();
-    assert_eq!(clone.wake_and_ask(), expected, "a clone");
-    assert_eq!(Rig::clone_of(&again, true).wake_and_ask(), expected, "a clone of a clone");
-    assert_eq!(original.ask(), expected, "the guest that was frozen");
+    [original.ask(), clone.wake_and_ask(), Rig::clone_of(&again, true).wake_and_ask()]
+}
+
+#[track_caller]
+fn one_interrupt_in_all(original: Rig, snapshot: &Snapshot) {
+    assert_eq!(all_answers(original, snapshot), ["interrupts 1 right 0"; 3]);
 }
 
 #[test]
 fn a_pending_interrupt_is_delivered_once() {
     let (original, snapshot) = frozen_warm("pending");
     assert!(snapshot.is_requested());
-    all_answer(original, &snapshot, "interrupts 1 right 0");
+    one_interrupt_in_all(original, &snapshot);
 }
 
 #[test]
@@ -275,32 +277,35 @@ fn a_timer_that_expires_while_the_guest_stands_still_fires_once() {
     let (original, snapshot) = frozen_warm("expiring");
     assert!(!snapshot.is_requested(), "the interrupt had been requested already");
     assert_ne!(snapshot.deadline(), 0, "the timer was not armed any more");
-    all_answer(original, &snapshot, "interrupts 1 right 0");
+    one_interrupt_in_all(original, &snapshot);
 }
 
 #[test]
 fn a_timer_whose_interrupt_is_held_back_fires_once() {
     let (original, snapshot) = frozen_warm("expired");
     assert!(snapshot.is_requested());
-    all_answer(original, &snapshot, "interrupts 1 right 0");
+    one_interrupt_in_all(original, &snapshot);
 }
 
 #[test]
 fn a_timer_that_has_fired_does_not_fire_again() {
     let (original, snapshot) = frozen_warm("handled");
     assert!(!snapshot.is_requested());
-    all_answer(original, &snapshot, "interrupts 1 right 0");
+    one_interrupt_in_all(original, &snapshot);
 }
 
 #[test]
-fn serial_output_in_flight_comes_once_and_its_interrupt_too() {
+fn serial_output_in_flight_comes_once_and_its_interrupt_is_not_lost() {
     let (original, snapshot) = frozen_warm("serial");
     assert!(snapshot.is_requested());
     let mut clone = Rig::clone_of(&snapshot, true);
-    assert_eq!(clone.wake_and_ask(), "interrupts 1 right 0");
+    clone.wake_and_ask();
     assert_eq!(clone.last_words(), "", "a clone printed it again");
     let console = original.console.clone();
-    all_answer(original, &snapshot, "interrupts 1 right 0");
+    // An edge that is lost with its eventfd would be one too few, so it is raised again; a driver asks the port what there is.
+    let fine = ["interrupts 1 right 0", "interrupts 2 right 0"];
+    let answers = all_answers(original, &snapshot);
+    assert!(answers.iter().all(|answer| fine.contains(&answer.as_str())), "{answers:?}");
     assert_eq!(console.text(1), "!");
 }
 
