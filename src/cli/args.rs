@@ -244,6 +244,15 @@ pub struct RunArgs {
     /// Boot the bundle's kernel instead of restoring
     #[arg(long)]
     pub cold: bool,
+    /// Bake the clone to this bundle once it has answered
+    #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["count", "cold"])]
+    pub bake_to: Option<PathBuf>,
+    /// Replace the bundle of --bake-to if it exists
+    #[arg(short, long, requires = "bake_to")]
+    pub force: bool,
+    /// Format of --bake-to, for older releases
+    #[arg(long, value_name = "VERSION", requires = "bake_to")]
+    pub format: Option<snapshot_format::state::FormatVersion>,
     /// http: print status and headers before the body
     #[arg(short, long)]
     pub include: bool,

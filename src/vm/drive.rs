@@ -192,7 +192,7 @@ impl<'a> Drive<'a> {
     /// The guest has ended, or a vCPU is gone.
     pub fn release(&mut self) -> Result<(), DriveError> {
         while self.exchange()? {}
-        if self.machine.is_ready() {
+        if self.machine.stands_still() {
             return self.run();
         }
         if matches!(self.conversation, Conversation::Port(_)) {
