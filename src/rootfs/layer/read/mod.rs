@@ -35,7 +35,7 @@ pub fn read(
     let mut changes = Vec::new();
     let mut next = Next::default();
     let at_content_end = Cell::new(false);
-    let mut archive = Archive::new(WholeBlocks { from, count: 0, at_content_end: &at_content_end });
+    let mut archive = Archive::new(WholeBlocks { from, filled: 0, at_content_end: &at_content_end });
     // Raw: long names and PAX headers come as entries of their own, whose length can be bounded.
     for entry in archive.entries().map_err(LayerError::Read)?.raw(true) {
         let mut entry = entry.map_err(LayerError::Read)?;
@@ -56,20 +56,20 @@ pub fn read(
 /// file is cut off.
 struct WholeBlocks<'a> {
     from: &'a mut dyn Read,
-    /// Bytes read, all fillers included.
-    count: u64,
+    /// Bytes of the last block that were read.
+    filled: usize,
     at_content_end: &'a Cell<bool>,
 }
 
 impl Read for WholeBlocks<'_> {
     fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
-        const BLOCK: u64 = 512;
+        const BLOCK: usize = 512;
         let mut read = self.from.read(to)?;
-        if read == 0 && self.at_content_end.get() && !self.count.is_multiple_of(BLOCK) {
-            read = to.len().min((BLOCK - self.count % BLOCK) as usize);
+        if read == 0 && self.at_content_end.get() && self.filled > 0 {
+            read = to.len().min(BLOCK - self.filled);
             to[..read].fill(0);
         }
-        self.count += read as u64;
+        self.filled = (self.filled + read) % BLOCK;
         Ok(read)
     }
 }
