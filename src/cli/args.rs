@@ -1,10 +1,12 @@
 //! The command line, as typed.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Size, Span};
+use crate::function::MACHINE_ID_LEN;
 
 /// Restores microVMs from warm snapshots in milliseconds.
 ///
@@ -16,6 +18,33 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// `ember run` without the other commands.
+#[derive(Debug, Parser)]
+#[command(name = "run")]
+struct RunAlone {
+    #[command(flatten)]
+    args: RunArgs,
+}
+
+impl Cli {
+    /// Parses the command line, the program's name first.
+    ///
+    /// A `run` that is right is parsed on its own: describing all the other commands to the parser would take as long as
+    /// creating a VM. Whatever is wrong with it, the whole parser says.
+    ///
+    /// # Errors
+    /// It is wrong, or asks for help or the version.
+    pub fn from_words(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        if let Some((run, rest)) = words.get(1..).and_then(<[OsString]>::split_first)
+            && run == "run"
+            && let Ok(run) = RunAlone::try_parse_from([run].into_iter().chain(rest))
+        {
+            return Ok(Cli { command: Command::Run(Box::new(run.args)) });
+        }
+        Cli::try_parse_from(words)
+    }
 }
 
 /// `0.1.0 (snapshot format 1.1)`.
@@ -155,6 +184,15 @@ pub struct BakeArgs {
     pub command: Vec<String>,
 }
 
+/// How `--timing` is printed. With `--json` it is part of that object instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TimingFormat {
+    /// For people
+    Table,
+    /// One JSON object on a line of its own
+    Json,
+}
+
 /// The event of a run.
 #[derive(Debug, Clone, Default, Args)]
 pub struct EventArgs {
@@ -188,6 +226,12 @@ pub struct RunArgs {
     /// Environment value delivered after the restore; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub env: Vec<(String, String)>,
+    /// Host name of the clone; clone- and 8 digits of its own when not given
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Machine id of the clone, 32 hexadecimal digits; one of its own when not given
+    #[arg(long, value_name = "HEX", value_parser = machine_id)]
+    pub machine_id: Option<[u8; MACHINE_ID_LEN]>,
     /// Longest time until the answer is complete
     #[arg(long, value_name = "TIME")]
     pub timeout: Option<Span>,
@@ -212,9 +256,9 @@ pub struct RunArgs {
     /// http: print status and headers before the body
     #[arg(short, long)]
     pub include: bool,
-    /// Print every phase in microseconds
-    #[arg(long)]
-    pub timing: bool,
+    /// Print every phase in microseconds, on standard error
+    #[arg(long, value_enum, value_name = "AS", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub timing: Option<TimingFormat>,
     /// Show the guest's console
     #[arg(long)]
     pub console: bool,
@@ -277,6 +321,13 @@ pub struct ImageArgs {
     pub size: Option<Size>,
 }
 
+fn machine_id(text: &str) -> Result<[u8; MACHINE_ID_LEN], String> {
+    let refuse = || "write it as 32 hexadecimal digits, not all zero".to_owned();
+    let digits = text.len() == 2 * MACHINE_ID_LEN && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = u128::from_str_radix(text, 16).ok().filter(|number| digits && *number != 0);
+    number.map(u128::to_be_bytes).ok_or_else(refuse)
+}
+
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -296,10 +347,57 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_id_is_32_digits() {
+        let id = machine_id("000102030405060708090a0B0c0d0e0f").unwrap();
+        assert_eq!((id[1], id[11], id[15]), (1, 11, 15));
+        for bad in
+            ["", "12", &"0".repeat(32), &"1".repeat(33), &format!("+{}", "1".repeat(31)), &"g".repeat(32)]
+        {
+            assert!(machine_id(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
     fn the_function_s_command_stands_behind_two_dashes() {
         let cli = Cli::try_parse_from(["ember", "bake", "out", "--vcpus", "2", "--", "cat", "-n"]).unwrap();
         let Command::Bake(bake) = cli.command else { panic!("not a bake") };
         assert_eq!(bake.command, ["cat", "-n"]);
         assert_eq!(bake.vcpus, Some(2));
+    }
+
+    fn parsed(words: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::from_words(words.iter().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn a_run_is_parsed_alone_as_it_is_among_the_others() {
+        let words = [
+            "ember",
+            "run",
+            "b",
+            "--event-text",
+            "x",
+            "--repeat",
+            "3",
+            "--env",
+            "A=1",
+            "--timeout",
+            "2s",
+            "-i",
+        ];
+        let alone = RunAlone::try_parse_from(&words[1..]).unwrap().args;
+        let Command::Run(among) = Cli::try_parse_from(words).unwrap().command else { panic!("not a run") };
+        assert_eq!(format!("{alone:?}"), format!("{among:?}"));
+        assert!(matches!(parsed(&words).unwrap().command, Command::Run(run) if run.repeat == 3));
+    }
+
+    #[test]
+    fn the_whole_parser_tells_what_is_wrong_with_a_run() {
+        for words in
+            [&["ember", "run"][..], &["ember", "run", "b", "--no"], &["ember", "run", "--help"], &["ember"]]
+        {
+            let (ours, whole) = (parsed(words).unwrap_err(), Cli::try_parse_from(words).unwrap_err());
+            assert_eq!(ours.render().to_string(), whole.render().to_string());
+        }
     }
 }

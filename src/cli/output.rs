@@ -50,7 +50,8 @@ pub fn timing(report: &Report) {
     }
     let sum: f64 = report.phases().iter().map(|(_, took)| took).sum();
     rows.add_row(["sum".to_owned(), format!("{sum:.0}")]);
-    eprintln!("{rows}\nblock requests: {}", report.block_requests());
+    // The answer that stands before it on a terminal may have no line end.
+    eprintln!("\n{rows}\nblock requests: {}", report.block_requests());
     let events = report.events_us();
     if events.len() > 1 {
         let all: Vec<String> = events.iter().map(|us| format!("{us:.0}")).collect();

@@ -20,6 +20,8 @@ pub struct Report {
     result: Result<Told, ToldFailure>,
     /// Phases and their microseconds, in order.
     phases: Vec<(String, f64)>,
+    /// CLOCK_MONOTONIC at the process's start, nanoseconds.
+    start_ns: u64,
     /// Microseconds from the process's start to each of the marks that people ask for.
     restore_us: Option<f64>,
     first_answer_us: Option<f64>,
@@ -65,6 +67,7 @@ impl Report {
         Report {
             result,
             phases: timeline.phases().into_iter().map(|(name, took)| (name.to_owned(), us(took))).collect(),
+            start_ns: timeline.start_ns(),
             restore_us: timeline.until(FIRST_INSTRUCTION).map(us),
             first_answer_us: timeline.until(FIRST_ANSWER).map(us),
             answered_us: timeline.until(ANSWERED).map(us),
@@ -138,16 +141,23 @@ impl Report {
             object["baked"] = serde_json::json!(rebaked);
         }
         if timing {
-            object["timing"] = serde_json::json!({
-                "phases_us": self.phases,
-                "restore_to_first_instruction_us": self.restore_us,
-                "first_answer_us": self.first_answer_us,
-                "answered_us": self.answered_us,
-                "events_us": self.events_us(),
-                "block_requests": self.block_requests(),
-            });
+            object["timing"] = self.timing_json();
         }
         object
+    }
+
+    /// For `--timing=json`. Everything counts from the start of the process, which `start_monotonic_ns` gives on a clock that
+    /// whoever spawned it can read too.
+    pub fn timing_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "start_monotonic_ns": self.start_ns,
+            "phases_us": self.phases,
+            "restore_to_first_instruction_us": self.restore_us,
+            "first_answer_us": self.first_answer_us,
+            "answered_us": self.answered_us,
+            "events_us": self.events_us(),
+            "block_requests": self.block_requests(),
+        })
     }
 }
 

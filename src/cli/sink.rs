@@ -69,14 +69,6 @@ impl Sink {
         Sink { buffers: json.then(Buffers::default), include, prints_answer }
     }
 
-    /// Gives up standard output and error, so that nobody waits for this process to close them.
-    pub fn close(&mut self) {
-        let Ok(null) = std::fs::File::options().write(true).open("/dev/null") else { return };
-        // Where this fails the streams stay open until this process ends, a few milliseconds later.
-        rustix::stdio::dup2_stdout(&null).ok();
-        rustix::stdio::dup2_stderr(&null).ok();
-    }
-
     /// What was collected.
     pub fn into_collected(self) -> Option<Collected> {
         self.buffers.map(|buffers| Collected {
@@ -91,12 +83,14 @@ impl Sink {
         match piece {
             Notice::Output { stream, .. } => self.prints_answer && *stream == Stream::Stdout,
             Notice::Head { .. } => self.include,
+            Notice::Log { .. } => false,
             _ => true,
         }
     }
 
     fn write(&self, piece: Notice, is_answer: bool) -> io::Result<()> {
         match piece {
+            Notice::Log { bytes } => write_all(rustix::stdio::stderr(), &bytes),
             Notice::Output { bytes, .. } if !is_answer => write_all(rustix::stdio::stderr(), &bytes),
             Notice::Output { bytes, .. } | Notice::Answer { bytes } => {
                 write_all(rustix::stdio::stdout(), &bytes)
@@ -128,6 +122,7 @@ impl AnswerSink for Sink {
 impl Buffers {
     fn take(&mut self, piece: Notice, is_answer: bool) -> io::Result<()> {
         match piece {
+            Notice::Log { bytes } => append(&mut self.log, &bytes)?,
             Notice::Output { bytes, .. } if !is_answer => append(&mut self.log, &bytes)?,
             Notice::Output { bytes, .. } | Notice::Answer { bytes } => append(&mut self.output, &bytes)?,
             Notice::Head { status, headers } => (self.status, self.headers) = (Some(status), headers),

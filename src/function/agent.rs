@@ -5,9 +5,11 @@ use std::mem;
 
 use guest_protocol::{
     CONTRACT_MAX, Cause, Decoder, EventHead, Failure, GENERATION_LEN, Hello, PAYLOAD_MAX, Restore,
-    RestoreEntries, RestoreEntry, ToGuest, ToHost,
+    RestoreEntries, RestoreEntry, ToGuest, ToHost, is_host_name,
 };
 use snapshot_format::manifest::{FunctionContract, Interface};
+
+use crate::faults::{Fault, injected};
 
 use super::error::{LastOutput, SessionError};
 use super::event::Event;
@@ -64,6 +66,8 @@ pub struct AgentConversation {
     contract: FunctionContract,
     version: Option<Version>,
     is_clone: bool,
+    /// What the agent's greeting said.
+    has_generation_driver: Option<bool>,
     stage: Stage,
     /// Events whose answer is complete here while the agent has not said so yet.
     finished: u32,
@@ -89,6 +93,7 @@ impl AgentConversation {
             contract: contract.clone(),
             version,
             is_clone: version.is_some(),
+            has_generation_driver: None,
             stage,
             finished: 0,
             decoder: Decoder::new(),
@@ -106,12 +111,20 @@ impl AgentConversation {
         self.is_clone
     }
 
-    pub(super) fn restore(&mut self, message: &RestoreMessage) -> Result<(), SessionError> {
+    pub(super) fn has_generation_driver(&self) -> Option<bool> {
+        self.has_generation_driver
+    }
+
+    pub(super) fn restore(
+        &mut self,
+        message: &RestoreMessage,
+        unix_time_ns: u64,
+    ) -> Result<(), SessionError> {
         if !matches!(self.stage, Stage::Frozen) {
             return Err(SessionError::Order { what: "A restore message", when: "to a guest that runs" });
         }
         let entries = entries(message)?;
-        let RestoreMessage { generation, entropy, unix_time_ns, .. } = *message;
+        let RestoreMessage { generation, entropy, .. } = *message;
         let entries = RestoreEntries::from_bytes(&entries);
         self.say(ToGuest::Restore(Restore { generation, entropy, unix_time_ns, entries }));
         self.stage = Stage::Restoring { generation };
@@ -196,27 +209,48 @@ impl AgentConversation {
 
     fn take_frames(&mut self, decoder: &mut Decoder) -> Result<(), SessionError> {
         while let Some(raw) = decoder.next_frame()? {
-            self.heed(ToHost::decode(raw)?)?;
+            for frame in with_faults(ToHost::decode(raw)?).into_iter().flatten() {
+                self.heed(frame)?;
+            }
         }
         Ok(())
     }
 
-    /// Whatever goes wrong before the acknowledgement has one meaning: this clone is not known to be unique.
+    /// Whatever goes wrong before the acknowledgement has one meaning: this clone is not known to be unique. Nothing that it
+    /// said counts then, not even an acknowledgement that nobody has seen yet.
     fn fail(&mut self, error: SessionError) -> SessionError {
-        match mem::replace(&mut self.stage, Stage::Failed) {
+        let error = match mem::replace(&mut self.stage, Stage::Failed) {
             Stage::Frozen | Stage::Restoring { .. } if !matches!(error, SessionError::NotUnique { .. }) => {
-                SessionError::NotUnique { reason: error.to_string() }
+                self.not_unique(error.to_string())
             }
             _ => error,
+        };
+        if matches!(error, SessionError::NotUnique { .. }) {
+            self.notices.clear();
         }
+        error
+    }
+
+    fn not_unique(&self, reason: impl Into<String>) -> SessionError {
+        SessionError::NotUnique { reason: reason.into(), last_output: self.tail.text() }
     }
 
     fn heed(&mut self, frame: ToHost<'_>) -> Result<(), SessionError> {
         match (&mut self.stage, frame) {
             (_, ToHost::Failed(failure)) => return Err(self.failure(&failure)),
             (Stage::Greeting, ToHost::Hello(hello)) => return self.greet(&hello),
-            (Stage::Greeting | Stage::Frozen | Stage::Restoring { .. }, ToHost::Output { .. }) => {
+            (Stage::Greeting | Stage::Frozen, ToHost::Output { .. } | ToHost::Log { .. }) => {
                 return Err(self.unexpected(&frame));
+            }
+            // What a command prints is its answer, and there is no event yet.
+            (Stage::Restoring { .. }, ToHost::Output { .. })
+                if self.contract.interface == Interface::Exec =>
+            {
+                return Err(self.unexpected(&frame));
+            }
+            (_, ToHost::Log { bytes }) => {
+                self.tail.push(bytes);
+                self.notices.push_back(Notice::Log { bytes: bytes.to_vec() });
             }
             (_, ToHost::Output { stream, bytes }) => {
                 self.tail.push(bytes);
@@ -231,10 +265,12 @@ impl AgentConversation {
             }
             (Stage::Restoring { generation: asked }, ToHost::Acknowledge { generation }) => {
                 if *asked != generation {
-                    let reason = "it acknowledged another generation than its own".to_owned();
-                    return Err(SessionError::NotUnique { reason });
+                    return Err(self.not_unique("it acknowledged another generation than its own"));
                 }
                 self.reach(Stage::Warm, Notice::Acknowledged);
+            }
+            (_, ToHost::Acknowledge { .. }) if self.is_clone => {
+                return Err(self.not_unique("it acknowledged when nobody had asked it to"));
             }
             (Stage::Answering(_), ToHost::Answer { bytes }) => return self.answer(bytes),
             (Stage::Answering(_), ToHost::Done { exit_code }) => return self.done(exit_code),
@@ -250,6 +286,7 @@ impl AgentConversation {
 
     fn greet(&mut self, hello: &Hello<'_>) -> Result<(), SessionError> {
         self.version = Some(Version::from_number(hello.protocol)?);
+        self.has_generation_driver = Some(hello.vmgenid);
         let json = encode(&self.contract)?;
         // One byte of each part tells whether it is the last.
         let mut parts = json.chunks(PAYLOAD_MAX - 1).peekable();
@@ -311,7 +348,7 @@ impl AgentConversation {
         let status = failure.status;
         let what = match failure.cause {
             Cause::Guest | Cause::Protocol => return SessionError::Guest { text },
-            Cause::Restore => return SessionError::NotUnique { reason: text },
+            Cause::Restore => return self.not_unique(text),
             Cause::Start => format!("could not be started: {text}"),
             Cause::Exited => format!("ended with exit code {status} {}", self.when()),
             Cause::Killed => format!("was killed by signal {status} {}", self.when()),
@@ -347,13 +384,19 @@ impl AgentConversation {
         }
     }
 
+    pub(super) fn is_unacknowledged(&self) -> bool {
+        matches!(self.stage, Stage::Restoring { .. })
+    }
+
+    pub(super) fn is_late(&mut self) -> SessionError {
+        let error = self.not_unique("it acknowledged its restore message too late");
+        self.fail(error)
+    }
+
     pub(super) fn time_out(&self) -> SessionError {
         let last_output = self.tail.text();
         match self.stage {
-            Stage::Restoring { .. } => {
-                let reason = "it did not acknowledge its restore message in time".to_owned();
-                SessionError::NotUnique { reason }
-            }
+            Stage::Restoring { .. } => self.not_unique("it did not acknowledge its restore message in time"),
             Stage::Starting => {
                 SessionError::Function { what: "did not get ready in time".to_owned(), last_output }
             }
@@ -392,9 +435,30 @@ fn encode(contract: &FunctionContract) -> Result<Vec<u8>, SessionError> {
     Ok(json)
 }
 
-/// The environment as entries of a restore frame.
+/// What the host hears of an agent that has a fault.
+fn with_faults(frame: ToHost<'_>) -> [Option<ToHost<'_>>; 2] {
+    match frame {
+        ToHost::Acknowledge { .. } if injected(Fault::AcknowledgeNever) => [None, None],
+        ToHost::Acknowledge { .. } if injected(Fault::AcknowledgeTwice) => [Some(frame), Some(frame)],
+        ToHost::Acknowledge { generation } if injected(Fault::AcknowledgeOld) => {
+            [Some(ToHost::Acknowledge { generation: generation.map(|byte| !byte) }), None]
+        }
+        frame => [Some(frame), None],
+    }
+}
+
+/// Names and environment as entries of a restore frame.
 fn entries(message: &RestoreMessage) -> Result<Vec<u8>, SessionError> {
     let mut entries = Vec::new();
+    if !message.host_name.is_empty() {
+        if !is_host_name(&message.host_name) {
+            return Err(SessionError::HostName { name: message.host_name.clone() });
+        }
+        RestoreEntry::HostName(&message.host_name).append_to(&mut entries);
+    }
+    if let Some(id) = message.machine_id {
+        RestoreEntry::MachineId(id).append_to(&mut entries);
+    }
     for (key, value) in &message.env {
         let refuse = |reason| Err(SessionError::Env { key: key.clone(), reason });
         if key.is_empty() || key.contains(['=', '\0']) {
@@ -412,224 +476,4 @@ fn entries(message: &RestoreMessage) -> Result<Vec<u8>, SessionError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use guest_protocol::Stream;
-
-    use super::super::event::{HttpRequest, LambdaEvent};
-    use super::*;
-
-    fn contract(json: &str) -> FunctionContract {
-        serde_json::from_str(json).unwrap()
-    }
-
-    fn exec() -> FunctionContract {
-        contract(r#"{"interface": "exec", "command": ["cat"]}"#)
-    }
-
-    fn http() -> FunctionContract {
-        contract(r#"{"interface": "http", "command": ["serve"], "http": {"port": 80}}"#)
-    }
-
-    fn hear(conversation: &mut AgentConversation, frames: &[ToHost<'_>]) -> Result<(), SessionError> {
-        let mut bytes = Vec::new();
-        frames.iter().for_each(|frame| frame.append_to(&mut bytes));
-        conversation.receive(&bytes)
-    }
-
-    /// What was said since the last call, by name.
-    fn said(conversation: &mut AgentConversation) -> Vec<&'static str> {
-        let mut decoder = Decoder::new();
-        decoder.push(conversation.output());
-        let mut names = Vec::new();
-        while let Some(raw) = decoder.next_frame().unwrap() {
-            names.push(ToGuest::decode(raw).unwrap().name());
-        }
-        conversation.consume_output(conversation.output().len());
-        names
-    }
-
-    fn notices(conversation: &mut AgentConversation) -> Vec<Notice> {
-        std::iter::from_fn(|| conversation.next_notice()).collect()
-    }
-
-    fn hello(protocol: u16) -> ToHost<'static> {
-        ToHost::Hello(Hello { protocol, agent_version: "0.1.0", kernel_release: "6.12" })
-    }
-
-    fn message() -> RestoreMessage {
-        RestoreMessage { generation: [7; 16], entropy: [8; 64], unix_time_ns: 9, env: BTreeMap::new() }
-    }
-
-    fn acknowledge() -> ToHost<'static> {
-        ToHost::Acknowledge { generation: [7; 16] }
-    }
-
-    fn clone_of(contract: &FunctionContract) -> AgentConversation {
-        let mut conversation = AgentConversation::restored(contract, 1).unwrap();
-        conversation.restore(&message()).unwrap();
-        hear(&mut conversation, &[acknowledge()]).unwrap();
-        said(&mut conversation);
-        notices(&mut conversation);
-        conversation
-    }
-
-    fn stdin(bytes: &[u8]) -> Event {
-        Event::Exec { stdin: bytes.to_vec() }
-    }
-
-    fn get() -> Event {
-        let request = HttpRequest { method: "GET".into(), path: "/".into(), headers: vec![], body: vec![] };
-        Event::Http(request)
-    }
-
-    #[test]
-    fn a_bake_goes_from_greeting_to_freeze() {
-        let mut conversation = AgentConversation::cold(&exec()).unwrap();
-        assert_eq!(conversation.protocol(), None);
-        assert!(conversation.event(&stdin(b"early")).is_err());
-        hear(&mut conversation, &[hello(1)]).unwrap();
-        assert_eq!((said(&mut conversation), conversation.protocol()), (vec!["contract"], Some(1)));
-        assert_eq!(conversation.waiting_for(), Some("the function to get ready"));
-        hear(&mut conversation, &[ToHost::Ready]).unwrap();
-        conversation.event(&stdin(b"warm")).unwrap();
-        assert!(conversation.event(&stdin(b"second")).is_err());
-        hear(&mut conversation, &[ToHost::Done { exit_code: 0 }]).unwrap();
-        conversation.settle().unwrap();
-        hear(&mut conversation, &[ToHost::Settled]).unwrap();
-        conversation.prepare_freeze().unwrap();
-        hear(&mut conversation, &[ToHost::Frozen { mem_total: 2, mem_free: 1 }]).unwrap();
-        assert_eq!(said(&mut conversation), ["event", "settle", "freeze"]);
-        let ready = Notice::ReadyToFreeze { mem_total: 2, mem_free: 1 };
-        let done = Notice::Done { exit_code: 0 };
-        assert_eq!(notices(&mut conversation), [Notice::Warm, done, Notice::Settled, ready]);
-        assert!(conversation.event(&stdin(b"late")).is_err());
-    }
-
-    #[test]
-    fn a_clone_gets_no_event_before_its_acknowledgement() {
-        let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
-        assert!(conversation.event(&stdin(b"early")).is_err());
-        conversation.restore(&message()).unwrap();
-        assert!(conversation.event(&stdin(b"early")).is_err());
-        assert_eq!(said(&mut conversation), ["restore"]);
-        hear(&mut conversation, &[acknowledge()]).unwrap();
-        conversation.event(&stdin(b"now")).unwrap();
-        assert_eq!(notices(&mut conversation), [Notice::Acknowledged]);
-    }
-
-    #[test]
-    fn anything_but_the_right_acknowledgement_means_not_unique() {
-        let failure = Failure { cause: Cause::Restore, status: 0, text: b"no entropy" };
-        let other = ToHost::Acknowledge { generation: [0; 16] };
-        let output = ToHost::Output { stream: Stream::Stdout, bytes: b"x" };
-        for frame in [other, ToHost::Failed(failure), ToHost::Ready, output, ToHost::Done { exit_code: 0 }] {
-            let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
-            conversation.restore(&message()).unwrap();
-            let error = hear(&mut conversation, &[frame]).unwrap_err();
-            assert!(matches!(error, SessionError::NotUnique { .. }), "{frame:?}: {error:?}");
-            assert!(hear(&mut conversation, &[acknowledge()]).is_err());
-            assert!(conversation.event(&stdin(b"late")).is_err());
-        }
-        let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
-        conversation.restore(&message()).unwrap();
-        assert!(matches!(conversation.time_out(), SessionError::NotUnique { .. }));
-        assert!(matches!(conversation.receive(&[0xff; 8]), Err(SessionError::NotUnique { .. })));
-    }
-
-    #[test]
-    fn a_version_that_this_release_does_not_speak_is_refused() {
-        let mut conversation = AgentConversation::cold(&exec()).unwrap();
-        let error = hear(&mut conversation, &[hello(9)]).unwrap_err();
-        assert!(matches!(error, SessionError::Version { found: 9 }));
-        assert!(AgentConversation::restored(&exec(), 0).is_err());
-    }
-
-    #[test]
-    fn an_event_of_the_greatest_length_is_cut_into_frames() {
-        let mut conversation = clone_of(&exec());
-        let limit = usize::try_from(guest_protocol::EVENT_MAX).unwrap();
-        conversation.event(&stdin(&vec![1; limit])).unwrap();
-        let names = said(&mut conversation);
-        assert_eq!(names.len(), 1 + (limit - ToGuest::FIRST_MAX).div_ceil(PAYLOAD_MAX));
-        assert!(names[1..].iter().all(|name| *name == "data"));
-        assert!(conversation.event(&stdin(&vec![1; limit + 1])).is_err());
-    }
-
-    #[test]
-    fn a_function_that_ends_is_reported_with_its_last_output() {
-        let mut conversation = AgentConversation::cold(&exec()).unwrap();
-        let output = ToHost::Output { stream: Stream::Stderr, bytes: b"no such module\n" };
-        let failure = Failure { cause: Cause::Exited, status: 1, text: b"" };
-        let error = hear(&mut conversation, &[hello(1), output, ToHost::Failed(failure)]).unwrap_err();
-        let expected =
-            "The function ended with exit code 1 before it was ready; its last output:\nno such module";
-        assert_eq!(error.to_string(), expected);
-    }
-
-    #[test]
-    fn an_http_answer_is_complete_before_the_connection_ends() {
-        let mut conversation = clone_of(&http());
-        conversation.event(&get()).unwrap();
-        let bytes = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno";
-        hear(&mut conversation, &[ToHost::Answer { bytes }]).unwrap();
-        let headers = vec![("Content-Length".to_owned(), "2".to_owned())];
-        let head = Notice::Head { status: 404, headers };
-        let body = Notice::Answer { bytes: b"no".to_vec() };
-        assert_eq!(notices(&mut conversation), [head, body, Notice::Done { exit_code: 1 }]);
-        // The next event may follow at once; what belongs to the first is not taken for its answer.
-        conversation.event(&get()).unwrap();
-        assert_eq!(said(&mut conversation), ["event", "finish", "event"]);
-        let late = [ToHost::Answer { bytes: b"late" }, ToHost::Done { exit_code: 0 }];
-        hear(&mut conversation, &late).unwrap();
-        assert_eq!(notices(&mut conversation), []);
-        let second = [ToHost::Answer { bytes: b"HTTP/1.0 200 OK\r\n\r\nyes" }, ToHost::Done { exit_code: 0 }];
-        hear(&mut conversation, &second).unwrap();
-        let head = Notice::Head { status: 200, headers: vec![] };
-        let body = Notice::Answer { bytes: b"yes".to_vec() };
-        assert_eq!(notices(&mut conversation), [head, body, Notice::Done { exit_code: 0 }]);
-    }
-
-    #[test]
-    fn an_http_answer_that_is_cut_off_is_an_error() {
-        let mut conversation = clone_of(&http());
-        conversation.event(&get()).unwrap();
-        let answer = [ToHost::Answer { bytes: b"HTTP/1.1 200" }, ToHost::Done { exit_code: 0 }];
-        let error = hear(&mut conversation, &answer).unwrap_err();
-        assert!(matches!(error, SessionError::Response { source: ResponseError::CutOff, .. }));
-    }
-
-    #[test]
-    fn a_lambda_event_travels_with_its_id_and_deadline() {
-        let contract = contract(r#"{"interface": "lambda", "command": ["x"], "lambda": {"handler": "a.b"}}"#);
-        let mut conversation = clone_of(&contract);
-        let event = LambdaEvent { payload: b"{}".to_vec(), request_id: [3; 16], deadline_unix_ms: 4 };
-        conversation.event(&Event::Lambda(event)).unwrap();
-        let (raw, _) = guest_protocol::split(conversation.output()).unwrap().unwrap();
-        let head = EventHead { total: 2, deadline_unix_ms: 4, request_id: [3; 16] };
-        assert_eq!(ToGuest::decode(raw), Ok(ToGuest::Event { head, first: b"{}" }));
-    }
-
-    #[test]
-    fn an_environment_that_cannot_be_told_is_refused() {
-        for (key, value) in [("", "x"), ("A=B", "x"), ("A", "x\0"), ("A", &*"x".repeat(70_000))] {
-            let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
-            let env = BTreeMap::from([(key.to_owned(), value.to_owned())]);
-            assert!(conversation.restore(&RestoreMessage { env, ..message() }).is_err());
-        }
-    }
-
-    #[test]
-    fn a_contract_without_what_its_interface_needs_is_refused() {
-        for json in [
-            r#"{"interface": "exec"}"#,
-            r#"{"interface": "http", "command": ["x"]}"#,
-            r#"{"interface": "lambda", "command": ["x"]}"#,
-        ] {
-            assert!(AgentConversation::cold(&contract(json)).is_err(), "{json}");
-        }
-        let long = FunctionContract { command: vec!["x".repeat(CONTRACT_MAX)], ..exec() };
-        assert!(AgentConversation::cold(&long).is_err());
-    }
-}
+mod tests;

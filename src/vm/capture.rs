@@ -93,8 +93,8 @@ fn vm_state(vm: &KvmVm) -> Result<VmState, VmError> {
     })
 }
 
-/// 0 when the host's clock stands before 1970.
-fn unix_ns() -> u64 {
+/// The host's wall clock; 0 when the host's clock stands before 1970.
+pub(super) fn unix_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(0)
 }

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::bus::Request;
-use crate::function::{Conversation, Notice, SessionError};
+use crate::faults::{Fault, injected};
+use crate::function::{Conversation, Notice, SessionError, UNIQUE_MAX};
 
 use super::machine::{Machine, RunError, Wake};
 
@@ -121,6 +122,12 @@ impl<'a> Drive<'a> {
         }
         self.buffer.clear();
         moved |= control.read_into(&mut self.buffer) > 0;
+        if injected(Fault::AcknowledgeLate)
+            && self.conversation.is_unacknowledged()
+            && !self.buffer.is_empty()
+        {
+            std::thread::sleep(UNIQUE_MAX * 2);
+        }
         let is_open = control.is_open();
         let closed = self.was_open && !is_open;
         self.was_open = is_open;
@@ -139,12 +146,10 @@ impl<'a> Drive<'a> {
             Request::PowerOff => Err(DriveError::PoweredOff { waiting_for }),
             Request::Reset => Err(DriveError::Reset { waiting_for }),
             Request::Broken => Err(DriveError::Broken { waiting_for, source: self.machine.guest_ended() }),
-            Request::Warm => {
-                if let Conversation::Port(port) = self.conversation {
-                    port.warm();
-                }
-                Ok(())
-            }
+            Request::Warm => match self.conversation {
+                Conversation::Port(port) => Ok(port.warm()?),
+                Conversation::Agent(_) => Ok(()),
+            },
             Request::Done => {
                 let exit_code = self.machine.devices().port_exit_code().unwrap_or_default();
                 if let Conversation::Port(port) = self.conversation {

@@ -14,6 +14,8 @@ mod machine;
 mod points;
 mod saved;
 mod start;
+#[cfg(test)]
+mod tests;
 mod timeline;
 
 pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point, to_warm_point_again};
@@ -27,5 +29,7 @@ pub use invoke::{
 pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
 pub use saved::{SavedError, SavedMachine};
-pub use start::{BOOT_MAX, ColdStart, Image, LoadError, StartError, boot, boot_again, private_file, restore};
+pub use start::{
+    BOOT_MAX, ColdStart, Generation, Image, LoadError, StartError, boot, boot_again, private_file, restore,
+};
 pub use timeline::Timeline;

@@ -55,12 +55,10 @@ pub fn zero_free_memory() -> io::Result<()> {
     quiet::wait_for_idle(REST);
     rustix::fs::sync();
     let reserves = Reserves::lower()?;
-    // What was taken in the first round comes back to the processors' own lists last; the second finds the rest.
-    for _ in 0..2 {
-        let child = sys::in_child(take_free_memory)?;
-        waitpid(Some(child), WaitOptions::empty())?;
-    }
-    reserves.put_back()
+    let taken =
+        sys::in_child(take_free_memory).and_then(|child| Ok(waitpid(Some(child), WaitOptions::empty())?));
+    reserves.put_back()?;
+    taken.map(drop)
 }
 
 /// The kernel's reserves as they were.
