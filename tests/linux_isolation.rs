@@ -1,4 +1,5 @@
 //! What one clone does no other sees, and the bundle stays as it was baked.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
 #[path = "common/linux.rs"]

@@ -1,4 +1,5 @@
 //! The `lambda` interface with the official awslambdaric, unmodified, and ordinary handlers.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
 #[path = "common/linux.rs"]

@@ -1,4 +1,5 @@
 //! Guests with little and with much memory, and what of it a bundle holds.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
 #[path = "common/linux.rs"]

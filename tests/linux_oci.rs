@@ -1,4 +1,5 @@
 //! Roots from OCI images that umoci and skopeo made: the guest sees what `umoci unpack` would give it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
 #[path = "common/linux.rs"]
