@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_lapic_state, kvm_mp_state, kvm_msr_entry};
@@ -38,15 +38,16 @@ const VECTOR: usize = 0x40;
 const TSC_DEADLINE: u32 = 0x6e0;
 
 fn guest() -> SmallGuest {
-    let name = "points";
-    let bytes = if let Some(folder) = std::env::var_os("EMBER_SMALL_GUESTS") {
-        std::fs::read(small_guests::elf(Path::new(&folder), name)).unwrap()
-    } else {
+    static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
+    let bytes = BYTES.get_or_init(|| {
+        if let Some(folder) = std::env::var_os("EMBER_SMALL_GUESTS") {
+            return std::fs::read(small_guests::elf(Path::new(&folder), "points")).unwrap();
+        }
         let folder = tempfile::tempdir().unwrap();
         small_guests::build(folder.path()).unwrap();
-        std::fs::read(small_guests::elf(folder.path(), name)).unwrap()
-    };
-    SmallGuest::from_bytes(bytes).unwrap()
+        std::fs::read(small_guests::elf(folder.path(), "points")).unwrap()
+    });
+    SmallGuest::from_bytes(bytes.clone()).unwrap()
 }
 
 fn contract() -> FunctionContract {
@@ -155,7 +156,7 @@ impl Rig {
         Rig { machine, conversation, console }
     }
 
-    fn to_warm(&mut self) {
+    fn get_warm(&mut self) {
         let mut drive = Drive::new(&mut self.machine, &mut self.conversation);
         boot_to_ready(&mut drive, soon(), &mut Answer::default()).unwrap();
     }
@@ -247,7 +248,7 @@ impl Snapshot {
 /// A guest frozen at its warm point, which it reached by `point`; a while passes before.
 fn frozen_warm(point: &str) -> (Rig, Snapshot) {
     let mut rig = Rig::boot(point);
-    rig.to_warm();
+    rig.get_warm();
     std::thread::sleep(A_WHILE);
     let snapshot = rig.snapshot();
     (rig, snapshot)
@@ -317,7 +318,7 @@ fn a_halted_vcpu_is_woken_by_its_timer() {
     let snapshot = original.snapshot();
     assert_eq!(snapshot.mp_state(), KVM_MP_STATE_HALTED);
     for rig in [&mut Rig::clone_of(&snapshot, false), &mut original] {
-        rig.to_warm();
+        rig.get_warm();
         assert_eq!(rig.ask(), "interrupts 1 right 0");
     }
 }
@@ -351,7 +352,7 @@ fn hold(device: SharedDevice) -> Sender<()> {
 fn all_go_on(mut original: Rig, snapshot: &Snapshot, expected: &str) -> (Rig, Rig) {
     let mut clone = Rig::clone_of(snapshot, false);
     for rig in [&mut clone, &mut original] {
-        rig.to_warm();
+        rig.get_warm();
         assert_eq!(rig.ask(), expected);
     }
     (original, clone)

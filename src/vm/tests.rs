@@ -100,6 +100,7 @@ fn clone_of(snapshot: &Snapshot) -> Machine {
         drives: Vec::new(),
         vsock_cid: None,
         rng: false,
+        generation: None,
         port: true,
         console: Box::new(io::sink()),
     };
@@ -127,9 +128,14 @@ impl Pauses {
 fn check_clone(snapshot: &Snapshot, pauses: &mut Pauses) {
     let mut machine = clone_of(snapshot);
     let mut conversation = Conversation::restored(&contract(), 0).unwrap();
-    let message =
-        RestoreMessage { generation: [1; 16], entropy: [2; 64], unix_time_ns: 0, env: Default::default() };
-    conversation.restore(&message).unwrap();
+    let message = RestoreMessage {
+        generation: [1; 16],
+        entropy: [2; 64],
+        host_name: String::new(),
+        machine_id: None,
+        env: Default::default(),
+    };
+    conversation.restore(&message, 0).unwrap();
     let mut drive = Drive::new(&mut machine, &mut conversation);
     drive.run().unwrap();
     for _ in 0..5 {
@@ -151,6 +157,7 @@ fn no_port_read_is_lost_or_done_twice_by_a_freeze_or_a_restore() {
         shape: SHAPE,
         image: &image,
         command_line: String::new(),
+        generation: [0; 16],
         drives: Vec::new(),
         console: Box::new(io::sink()),
     };
