@@ -237,7 +237,7 @@ impl Alive {
     #[track_caller]
     pub fn await_line(&self, words: &str) {
         let mut seen = Vec::new();
-        while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(50)) {
+        while let Ok(line) = self.lines.recv_timeout(Duration::from_secs(100)) {
             if line.contains(words) {
                 return;
             }
