@@ -15,6 +15,8 @@ mod points;
 mod saved;
 mod start;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod timeline;
 

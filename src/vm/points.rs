@@ -7,26 +7,23 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_lapic_state, kvm_mp_state, kvm_msr_entry};
-use snapshot_format::manifest::{FunctionContract, Interface};
 use snapshot_format::sections::{PortState, VcpuState};
 use snapshot_format::state::{CURRENT, Reader};
 
-use crate::boot::SmallGuest;
 use crate::bus::{SharedDevice, lock};
 use crate::devices::{DeviceSetup, DriveBacking, DriveSetup};
-use crate::function::{Conversation, Event, Notice, RestoreMessage};
+use crate::function::Conversation;
 use crate::memory::{self, layout};
 use crate::vcpu::{from_blob, list_from_blob};
 
+use super::testing::{Answer, SHAPE, ask, contract, guest, restored, soon};
 use super::*;
 
-const SHAPE: Shape = Shape { memory_bytes: 2 << 20, vcpus: 1 };
 /// Time enough for a vCPU to come to where it stops by itself, and for a deadline that is soon to pass.
 const A_WHILE: Duration = Duration::from_millis(200);
 /// How long the guest waits before its first access, and then some.
@@ -36,34 +33,6 @@ const ACCESSES: usize = 1000;
 /// The vector of the guest's one interrupt.
 const VECTOR: usize = 0x40;
 const TSC_DEADLINE: u32 = 0x6e0;
-
-fn guest() -> SmallGuest {
-    static BYTES: OnceLock<Vec<u8>> = OnceLock::new();
-    let bytes = BYTES.get_or_init(|| {
-        if let Some(folder) = std::env::var_os("EMBER_SMALL_GUESTS") {
-            return std::fs::read(small_guests::elf(Path::new(&folder), "points")).unwrap();
-        }
-        let folder = tempfile::tempdir().unwrap();
-        small_guests::build(folder.path()).unwrap();
-        std::fs::read(small_guests::elf(folder.path(), "points")).unwrap()
-    });
-    SmallGuest::from_bytes(bytes.clone()).unwrap()
-}
-
-fn contract() -> FunctionContract {
-    FunctionContract {
-        interface: Interface::Port,
-        command: Vec::new(),
-        env: Default::default(),
-        workdir: "/".to_owned(),
-        user: None,
-        resident: false,
-        http: None,
-        lambda: None,
-        ready_timeout_ms: 10_000,
-        event_timeout_ms: 10_000,
-    }
-}
 
 /// What a guest has printed.
 #[derive(Clone, Default)]
@@ -112,6 +81,7 @@ fn setup(console: &Console) -> DeviceSetup {
         drives: vec![DriveSetup { id: "disk".to_owned(), backing: DriveBacking::ReadOnly(disk) }],
         vsock_cid: None,
         rng: false,
+        generation: None,
         port: true,
         console: Box::new(console.clone()),
     }
@@ -120,7 +90,7 @@ fn setup(console: &Console) -> DeviceSetup {
 impl Rig {
     /// The guest before its first instruction.
     fn boot(point: &str) -> Rig {
-        let (image, console) = (Image::Small(guest()), Console::default());
+        let (image, console) = (Image::Small(guest("points")), Console::default());
         let load = |memory: &memory::GuestMemory, _: &[crate::devices::VirtioWindow]| match &image {
             Image::Small(guest) => Ok(guest.load(memory, point)?),
             Image::Linux { .. } => panic!("no small guest"),
@@ -148,11 +118,7 @@ impl Rig {
             timeline: &mut Timeline::start(),
         })
         .unwrap();
-        let conversation = if warm {
-            Conversation::restored(&contract(), 0).unwrap()
-        } else {
-            Conversation::cold(&contract()).unwrap()
-        };
+        let conversation = if warm { restored() } else { Conversation::cold(&contract()).unwrap() };
         Rig { machine, conversation, console }
     }
 
@@ -176,11 +142,7 @@ impl Rig {
 
     /// Lets the guest go on from its warm point with an event.
     fn ask(&mut self) -> String {
-        let mut answer = Answer::default();
-        let event = Event::Port { bytes: b"?".to_vec() };
-        let mut drive = Drive::new(&mut self.machine, &mut self.conversation);
-        invoke(&mut drive, &event, soon(), &mut answer, &mut Timeline::start()).unwrap();
-        String::from_utf8(answer.0).unwrap()
+        ask(&mut Drive::new(&mut self.machine, &mut self.conversation))
     }
 
     /// Everything the guest has printed: the end of the machine hands out the rest.
@@ -188,35 +150,6 @@ impl Rig {
         let Rig { machine, console, .. } = self;
         drop(machine);
         console.text(0)
-    }
-
-    /// Asks a clone that has to be told first that it is one.
-    fn wake_and_ask(&mut self) -> String {
-        let message = RestoreMessage {
-            generation: [1; 16],
-            entropy: [2; 64],
-            unix_time_ns: 0,
-            env: Default::default(),
-        };
-        self.conversation.restore(&message).unwrap();
-        self.ask()
-    }
-}
-
-fn soon() -> Option<Instant> {
-    Some(Instant::now() + Duration::from_secs(30))
-}
-
-/// Collects an answer.
-#[derive(Default)]
-struct Answer(Vec<u8>);
-
-impl AnswerSink for Answer {
-    fn take(&mut self, piece: Notice) -> io::Result<bool> {
-        if let Notice::Answer { bytes } = piece {
-            self.0.extend(bytes);
-        }
-        Ok(true)
     }
 }
 
@@ -258,7 +191,7 @@ fn frozen_warm(point: &str) -> (Rig, Snapshot) {
 fn all_answers(mut original: Rig, snapshot: &Snapshot) -> [String; 3] {
     let mut clone = Rig::clone_of(snapshot, true);
     let again = clone.snapshot();
-    [original.ask(), clone.wake_and_ask(), Rig::clone_of(&again, true).wake_and_ask()]
+    [original.ask(), clone.ask(), Rig::clone_of(&again, true).ask()]
 }
 
 #[track_caller]
@@ -300,7 +233,7 @@ fn serial_output_in_flight_comes_once_and_its_interrupt_is_not_lost() {
     let (original, snapshot) = frozen_warm("serial");
     assert!(snapshot.is_requested());
     let mut clone = Rig::clone_of(&snapshot, true);
-    clone.wake_and_ask();
+    clone.ask();
     assert_eq!(clone.last_words(), "", "a clone printed it again");
     let console = original.console.clone();
     // An edge that is lost with its eventfd would be one too few, so it is raised again; a driver asks the port what there is.
