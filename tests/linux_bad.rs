@@ -187,7 +187,6 @@ fn flags_that_do_not_fit_are_refused_before_anything_is_built() {
     let place = Place::new();
     for (arguments, words) in [
         (&["--vcpus", "9"][..], "1 to 8"),
-        (&["--memory", "129MiB"], "steps of 2 MiB"),
         (&["--interface", "http"], "--port"),
         (&["--interface", "lambda"], "--handler"),
         (&["--port", "80"], "belongs to the http interface"),

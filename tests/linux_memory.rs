@@ -121,6 +121,7 @@ fn too_little_memory_is_refused_with_the_least_that_works() {
     let bundle = place.join("b");
     let refused = |memory: &str| bake(&bundle, with_root(&root, &["--memory", memory, "--", "/bin/sh"]));
     refused("64MiB").fails(USAGE, "it must be 128 MiB to 8 GiB");
+    refused("129MiB").fails(USAGE, "in steps of 2 MiB");
     refused("16GiB").fails(USAGE, "it must be 128 MiB to 8 GiB");
     assert_eq!(place.names(), ["root"]);
 }
