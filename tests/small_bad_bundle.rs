@@ -7,7 +7,7 @@ mod common;
 use std::fs::{self, File};
 use std::path::Path;
 
-use common::bundles::{bits, change_manifest_text, copy, flip};
+use common::bundles::{bits, change_manifest_text, copy, flip, page_table};
 use common::{BAD_BUNDLE, Ended, Place, Seeded, ember, finish, in_rig, names, rounds, run_command};
 
 /// Length of the state's header and one entry of its table, bytes (docs/snapshot-format.md).
@@ -114,9 +114,9 @@ fn a_flipped_bit_of_memory_may_spoil_the_guest_and_never_ember() {
     let touched: Vec<usize> = (0..content.len()).filter(|at| content[*at] != 0).collect();
     let mut random = Seeded(11);
     let mut spoilt = 0;
-    // What the guest has: code, data, stack, page and descriptor tables; its first page table's first entry for certain.
+    // What the guest has: code, data, stack, page and descriptor tables; and for certain what maps all of it.
     let chosen = (0..rounds(250)).map(|_| touched[random.below(touched.len())] * 8 + random.below(8));
-    let chosen: Vec<usize> = [0x3000 * 8].into_iter().chain(chosen).collect();
+    let chosen: Vec<usize> = [page_table(&bundle) * 8].into_iter().chain(chosen).collect();
     each_flip(&memory, chosen, |bit| {
         let ended = finish(run_command(&bundle, "x").args(["--timeout", "100ms"]));
         ended.is_sane();

@@ -75,6 +75,12 @@ impl State {
     }
 }
 
+/// Where the guest's topmost page table lies: CR3 in `struct kvm_sregs`. The lowest bit there is "present".
+pub fn page_table(bundle: &Path) -> usize {
+    let cr3 = State::read(bundle).vcpu.sregs.0[240..248].try_into().unwrap();
+    usize::try_from(u64::from_le_bytes(cr3) & !0xfff).unwrap()
+}
+
 pub fn manifest(bundle: &Path) -> Manifest {
     Manifest::from_json(&fs::read(bundle.join(names::MANIFEST)).unwrap()).unwrap()
 }
