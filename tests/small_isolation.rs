@@ -3,15 +3,14 @@
 
 mod common;
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, Permissions};
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 
-use common::{Place, ember, end_of, finish, run_command, start};
-use rustix::fs::IFlags;
+use common::{Place, ember, end_of, finish, run_command, set_immutable, start};
 
 /// Pages that each event reads and writes.
 const PAGES: u64 = 16;
@@ -109,16 +108,6 @@ fn a_bundle_that_nobody_may_write_runs() {
     ended.succeeds();
     finish(ember(["verify"]).arg(&bundle)).succeeds();
     fs::set_permissions(&bundle, Permissions::from_mode(0o700)).unwrap();
-}
-
-fn set_immutable(files: &[PathBuf], on: bool) {
-    for file in files {
-        let file = File::open(file).unwrap();
-        if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
-            let flags = if on { flags | IFlags::IMMUTABLE } else { flags - IFlags::IMMUTABLE };
-            rustix::fs::ioctl_setflags(&file, flags).ok();
-        }
-    }
 }
 
 #[test]

@@ -49,6 +49,7 @@ fn facts(inspection: &Inspection) -> String {
         ),
         ("cpu", format!("{}, TSC {} kHz", manifest.cpu.vendor, manifest.cpu.tsc_khz)),
         ("function", format!("{} {}", interface.as_str().unwrap_or_default(), function.command.join(" "))),
+        ("parent", manifest.parent.as_ref().map_or("none", |parent| &parent.manifest_sha256).to_owned()),
         ("kernel", manifest.machine.kernel_cmdline.clone()),
         ("state", sections.join(", ")),
     ];

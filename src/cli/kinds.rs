@@ -55,6 +55,8 @@ impl ToFailure for DraftError {
     fn kind(&self) -> Kind {
         match self {
             DraftError::Target { .. } | DraftError::Exists { .. } | DraftError::Foreign { .. } => Kind::Usage,
+            DraftError::Damaged { .. } => Kind::BadBundle,
+            DraftError::Other(error) => error.kind(),
             _ => Kind::HostCannot,
         }
     }

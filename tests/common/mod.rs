@@ -268,6 +268,21 @@ pub fn in_namespace<S: AsRef<OsStr>>(script: &str, arguments: impl IntoIterator<
     command
 }
 
+/// Makes files unwritable even for the superuser, where the file system knows how.
+pub fn set_immutable(files: &[PathBuf], on: bool) {
+    for file in files {
+        let file = std::fs::File::open(file).unwrap();
+        if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
+            let flags = if on {
+                flags | rustix::fs::IFlags::IMMUTABLE
+            } else {
+                flags - rustix::fs::IFlags::IMMUTABLE
+            };
+            rustix::fs::ioctl_setflags(&file, flags).ok();
+        }
+    }
+}
+
 /// Numbers that look random and are the same every time (SplitMix64).
 #[derive(Debug)]
 pub struct Seeded(pub u64);

@@ -44,12 +44,17 @@ pub struct Product {
     pub agent: PathBuf,
 }
 
-/// One file of `tests/`, compiled.
+/// One file of `tests/`, compiled; or the tests beside the code of `ember`.
 #[derive(Debug, Clone)]
 pub struct TestBinary {
     pub name: String,
     pub path: PathBuf,
+    /// How the names of those of its tests begin that are cases.
+    pub prefix: &'static str,
 }
+
+/// Name of the binary with the tests beside the code, and of those tests in it that need a virtual machine.
+const BESIDE: (&str, &str) = ("beside", "vm::");
 
 /// Builds the program and the guest agent.
 pub fn product(workspace: &Workspace, profile: Profile) -> Result<Product> {
@@ -90,7 +95,7 @@ pub fn small_guests(workspace: &Workspace) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Compiles the black-box tests: every file of `tests/`.
+/// Compiles the black-box tests, every file of `tests/`, and those beside the code that need a virtual machine.
 pub fn test_binaries(workspace: &Workspace) -> Result<Vec<TestBinary>> {
     if !has_rust_files(&workspace.path("tests")) {
         return Ok(Vec::new());
@@ -106,7 +111,7 @@ pub fn test_binaries(workspace: &Workspace) -> Result<Vec<TestBinary>> {
                 "--target",
                 TARGET,
             ])
-            .args(["--package", "ember", "--test", "*"])
+            .args(["--package", "ember", "--lib", "--test", "*"])
             .stderr(Stdio::inherit());
         let output = cargo.output().context("Cannot start cargo")?;
         if !output.status.success() {
@@ -148,10 +153,15 @@ fn test_artifacts(messages: &str) -> Vec<TestBinary> {
 
 fn test_artifact(message: &Value) -> Option<TestBinary> {
     let kinds = message.pointer("/target/kind")?.as_array()?;
-    let is_test = kinds.iter().any(|kind| kind == "test");
+    let is = |wanted: &str| kinds.iter().any(|kind| kind == wanted);
     let path = message.get("executable")?.as_str()?;
     let name = message.pointer("/target/name")?.as_str()?;
-    is_test.then(|| TestBinary { name: name.to_owned(), path: path.into() })
+    let (name, prefix) = match (is("test"), is("lib")) {
+        (true, _) => (name, ""),
+        (_, true) => BESIDE,
+        _ => return None,
+    };
+    Some(TestBinary { name: name.to_owned(), path: path.into(), prefix })
 }
 
 #[cfg(test)]
@@ -164,9 +174,11 @@ mod tests {
 {"reason":"compiler-artifact","target":{"kind":["lib"],"name":"ember"},"executable":null}
 {"reason":"compiler-artifact","target":{"kind":["bin"],"name":"ember"},"executable":"/t/ember"}
 {"reason":"compiler-artifact","target":{"kind":["test"],"name":"boot"},"executable":"/t/boot-1f"}
+{"reason":"compiler-artifact","target":{"kind":["lib"],"name":"ember"},"executable":"/t/ember-2e"}
 not json"#;
         let found = test_artifacts(messages);
-        assert_eq!(found.len(), 1);
-        assert_eq!((found[0].name.as_str(), found[0].path.as_path()), ("boot", Path::new("/t/boot-1f")));
+        let found: Vec<_> = found.iter().map(|b| (b.name.as_str(), b.path.as_path(), b.prefix)).collect();
+        let expected = [("boot", Path::new("/t/boot-1f"), ""), ("beside", Path::new("/t/ember-2e"), "vm::")];
+        assert_eq!(found, expected);
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::console;
 use super::payload::{self, Contents};
-use super::qemu::{Disk, Machine, Remains, Stream};
+use super::qemu::{DEFAULT_CPU, Disk, Machine, Remains, Stream};
 use super::{DEFAULT_MEMORY_MIB, initramfs};
 use crate::environment::{self, Environment};
 use crate::image;
@@ -67,6 +67,8 @@ pub struct Job {
     pub out: Option<PathBuf>,
     pub icount: bool,
     pub memory_mib: u32,
+    /// The emulated processor, see [`DEFAULT_CPU`].
+    pub cpu: String,
     pub scratch_gib: Option<u64>,
     pub cache: Option<Cache>,
     pub limit: Duration,
@@ -83,6 +85,7 @@ impl Default for Job {
             out: None,
             icount: false,
             memory_mib: DEFAULT_MEMORY_MIB,
+            cpu: DEFAULT_CPU.to_owned(),
             scratch_gib: None,
             cache: None,
             limit: Duration::from_secs(600),
@@ -165,6 +168,7 @@ impl RigHost {
             initramfs: self.initramfs.clone(),
             disks,
             memory_mib: job.memory_mib,
+            cpu: job.cpu.clone(),
             icount: job.icount,
             limit: job.limit + START_AND_STOP,
             dir: dir.to_owned(),

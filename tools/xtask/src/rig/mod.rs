@@ -24,7 +24,7 @@ use crate::workspace::Workspace;
 
 pub use host::{Cache, Job, RigHost};
 pub use payload::{Contents, content_key};
-pub use qemu::Stream;
+pub use qemu::{DEFAULT_CPU, Stream};
 
 /// Memory of the emulated host unless asked otherwise.
 pub const DEFAULT_MEMORY_MIB: u32 = 4096;
@@ -47,6 +47,9 @@ pub struct RigArguments {
     /// Memory of the emulated host in MiB.
     #[arg(long, default_value_t = DEFAULT_MEMORY_MIB)]
     memory: u32,
+    /// The emulated processor, as QEMU's -cpu names it; it needs svm and npt.
+    #[arg(long, default_value = DEFAULT_CPU)]
+    cpu: String,
     /// A writable ext4 file system of so many GiB under /scratch.
     #[arg(long, value_name = "GIB")]
     scratch: Option<u64>,
@@ -85,6 +88,7 @@ fn job_of(arguments: &RigArguments) -> Job {
         out: arguments.out.clone(),
         icount: arguments.icount,
         memory_mib: arguments.memory,
+        cpu: arguments.cpu.clone(),
         scratch_gib: arguments.scratch,
         limit: Duration::from_secs(arguments.timeout),
         ..Job::default()

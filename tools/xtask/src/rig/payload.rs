@@ -54,6 +54,7 @@ pub fn content_key(workspace: &Workspace, contents: &Contents) -> Result<String>
         &product.agent,
         &guest.kernel,
         &guest.python_image,
+        &guest.stress_image,
         &contents.small_guests,
     ]);
     let examples = workspace.path("examples");
@@ -86,6 +87,7 @@ fn list(workspace: &Workspace, contents: &Contents) -> Result<Vec<Placed>> {
     add(&guest.kernel, "guest/vmlinuz");
     add(&guest.modules, &format!("guest/lib/modules/{}", guest.release));
     add(&guest.python_image, "guest/python-root.ext4");
+    add(&guest.stress_image, "guest/stress-root.ext4");
     add(&contents.small_guests, "small-guests");
     for test in &contents.tests {
         add(&test.path, &format!("tests/{}", test.name));

@@ -12,6 +12,9 @@ use anyhow::{Context, Result};
 
 use crate::process;
 
+/// The processor with the most of what the emulation can do. It must have SVM and nested paging.
+pub const DEFAULT_CPU: &str = "EPYC,+svm,+npt";
+
 /// Where the job's output comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stream {
@@ -36,6 +39,8 @@ pub struct Machine {
     pub initramfs: PathBuf,
     pub disks: Vec<Disk>,
     pub memory_mib: u32,
+    /// Its processor, as QEMU names it.
+    pub cpu: String,
     pub icount: bool,
     /// It is killed when it is not off by then.
     pub limit: Duration,
@@ -102,7 +107,8 @@ impl Machine {
         let mut words = Words::default();
         words
             // One processor in one thread: with more, emulated code patching between processors kills kernels.
-            .text("-machine q35 -accel tcg,thread=single,tb-size=1024 -cpu EPYC,+svm,+npt -smp 1")
+            .text("-machine q35 -accel tcg,thread=single,tb-size=1024 -smp 1")
+            .pair("-cpu", &self.cpu)
             .text("-nodefaults -display none -no-reboot -net none")
             .pair("-m", format!("{}M", self.memory_mib))
             .pair("-kernel", &self.kernel)
@@ -208,6 +214,7 @@ mod tests {
             initramfs: "i".into(),
             disks: Vec::new(),
             memory_mib: 1,
+            cpu: "c".into(),
             icount: false,
             limit: Duration::from_secs(1),
             dir: "d".into(),

@@ -7,6 +7,8 @@ mod debian;
 mod kernel;
 mod python;
 mod stamp;
+mod stress;
+mod userland;
 
 pub use debian::is_root;
 pub use stamp::digest;
@@ -30,6 +32,8 @@ pub struct Guest {
     pub modules: PathBuf,
     /// The python root as an ext4 image.
     pub python_image: PathBuf,
+    /// The root with stress-ng as an ext4 image.
+    pub stress_image: PathBuf,
 }
 
 /// Prints what there is after making sure of it.
@@ -46,8 +50,15 @@ pub fn prepare(workspace: &Workspace) -> Result<Guest> {
     debian::install_missing()?;
     let kernel = kernel::prepare(workspace)?;
     let python_image = python::prepare(workspace)?;
+    let stress_image = stress::prepare(workspace)?;
     drop(lock);
-    Ok(Guest { kernel: kernel.image, release: kernel.release, modules: kernel.modules, python_image })
+    Ok(Guest {
+        kernel: kernel.image,
+        release: kernel.release,
+        modules: kernel.modules,
+        python_image,
+        stress_image,
+    })
 }
 
 /// Keeps a second set-up in the same checkout waiting until this one is done.

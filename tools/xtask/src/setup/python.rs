@@ -1,12 +1,11 @@
 //! The guest's python root: Debian's interpreter with its libraries, busybox, and the wheels of the tests.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{debian, stamp};
+use super::{debian, stamp, userland};
 use crate::process::{self, command};
 use crate::workspace::{Workspace, make_dir, make_empty_dir, rename, write};
 use crate::{image, progress};
@@ -24,10 +23,6 @@ const REQUIREMENTS: &str = include_str!("../../python-requirements.txt");
 
 /// Where Debian's python looks for what its administrator installed.
 const SITE: &str = "usr/local/lib/python3.11/dist-packages";
-
-/// Directories a guest mounts things on or a function expects.
-const DIRS: [&str; 12] =
-    ["dev", "proc", "sys", "tmp", "run", "root", "mnt", "bin", "etc", "var/tmp", "var/task", "opt/function"];
 
 /// Makes the root image unless it is there, and returns its path.
 pub fn prepare(workspace: &Workspace) -> Result<PathBuf> {
@@ -52,9 +47,9 @@ fn make(workspace: &Workspace, names: &[String], image: &Path) -> Result<()> {
     let root = workspace.guest("python-root.new");
     make_empty_dir(&root)?;
     debian::unpack(&debs, &root)?;
-    lay_out(&root)?;
+    userland::lay_out(&root)?;
     unpack_wheels(&wheels, &root)?;
-    trim(&root)?;
+    userland::trim(&root)?;
     compile(&root)?;
     let done = workspace.guest("python-root");
     make_empty_dir(&done)?;
@@ -98,48 +93,6 @@ fn unpack_wheels(wheels: &[PathBuf], root: &Path) -> Result<()> {
         process::quiet(
             command(debian::python_with_pip()?).args(["-m", "zipfile", "-e"]).arg(wheel).arg(&site),
         )?;
-    }
-    Ok(())
-}
-
-/// What installation scripts and base packages would have made.
-fn lay_out(root: &Path) -> Result<()> {
-    for dir in DIRS {
-        make_dir(&root.join(dir))?;
-    }
-    for dir in ["tmp", "var/tmp"] {
-        let open = std::fs::Permissions::from_mode(0o1777);
-        std::fs::set_permissions(root.join(dir), open)
-            .with_context(|| format!("Cannot open /{dir} to all"))?;
-    }
-    write(
-        &root.join("etc/passwd"),
-        "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
-    )?;
-    write(&root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
-    write(&root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
-    link_applets(root)
-}
-
-/// Gives the root a shell and the usual small programs.
-fn link_applets(root: &Path) -> Result<()> {
-    let applets = process::read(Command::new(root.join("bin/busybox")).arg("--list"))?;
-    for applet in applets.lines() {
-        let link = root.join("bin").join(applet);
-        if link.symlink_metadata().is_err() {
-            symlink("busybox", &link).with_context(|| format!("Cannot link {}", link.display()))?;
-        }
-    }
-    Ok(())
-}
-
-/// Drops what no function reads.
-fn trim(root: &Path) -> Result<()> {
-    for dir in ["doc", "man", "locale", "lintian", "bug", "doc-base", "pixmaps", "applications", "menu"] {
-        let dir = root.join("usr/share").join(dir);
-        if dir.exists() {
-            std::fs::remove_dir_all(&dir).with_context(|| format!("Cannot remove {}", dir.display()))?;
-        }
     }
     Ok(())
 }

@@ -13,6 +13,8 @@ pub enum Place {
     LinuxAsRoot,
     /// Any working /dev/kvm, for small guests: natively where it is there, and in the rig as well.
     Small,
+    /// Small guests in the rig only: the tests beside the code, which natively are unit tests, and what needs another processor.
+    Rig,
     /// No virtual machine at all: natively.
     Anywhere,
 }
@@ -30,15 +32,26 @@ pub struct Group {
     pub memory_mib: u32,
     /// Seconds that each case may take, by the clock of where it runs.
     pub case_limit: u64,
+    /// In the rig, the processor (QEMU's `-cpu`) of the cases whose names begin with [`OTHER_CPU`]. They run last and find the
+    /// bundles of the others.
+    pub other_cpu: Option<&'static str>,
 }
+
+/// Beginning of the names of cases that run on another processor.
+pub const OTHER_CPU: &str = "other_cpu::";
 
 impl Group {
     const fn new(name: &'static str, place: Place, case_limit: u64) -> Self {
-        Self { name, place, icount: false, memory_mib: DEFAULT_MEMORY_MIB, case_limit }
+        Self { name, place, icount: false, memory_mib: DEFAULT_MEMORY_MIB, case_limit, other_cpu: None }
     }
 
     const fn icount(mut self) -> Self {
         self.icount = true;
+        self
+    }
+
+    const fn other_cpu(mut self, cpu: &'static str) -> Self {
+        self.other_cpu = Some(cpu);
         self
     }
 
@@ -49,7 +62,9 @@ impl Group {
 }
 
 /// All groups. Two run at a time in this order, so the long ones come first.
-pub const GROUPS: [Group; 12] = [
+pub const GROUPS: [Group; 17] = [
+    // Ten bakes of a busy guest one after the other, twice.
+    Group::new("whole_cycles", Place::Linux, 1500).memory_mib(12 * 1024),
     // The client's imports and several bundles of it.
     Group::new("linux_lambda", Place::Linux, 300),
     // Memory up to both sides of the hole below 4 GiB.
@@ -65,6 +80,10 @@ pub const GROUPS: [Group; 12] = [
     Group::new("linux_smp", Place::Linux, 300),
     // What is asserted there is counted in instructions.
     Group::new("figures", Place::Linux, 300).icount(),
+    Group::new("whole_linux", Place::Linux, 400),
+    Group::new("whole_cpu", Place::Rig, 120).other_cpu("EPYC,+svm,+npt,-avx2,-bmi2,-rdtscp,-xsaveopt"),
+    Group::new("whole", Place::Small, 120),
+    Group::new("beside", Place::Rig, 120),
     Group::new("small", Place::Small, 120),
     Group::new("offline", Place::Anywhere, 120),
 ];

@@ -129,6 +129,7 @@ fn runs_natively(group: &Group, kvm: Kvm) -> bool {
         Place::Linux => kvm.runs_linux(),
         Place::LinuxAsRoot => kvm.runs_linux() && setup::is_root(),
         Place::Small => kvm.runs_small_guests(),
+        Place::Rig => false,
         Place::Anywhere => true,
     }
 }
@@ -136,7 +137,7 @@ fn runs_natively(group: &Group, kvm: Kvm) -> bool {
 fn runs_in_rig(group: &Group, kvm: Kvm) -> bool {
     match group.place {
         Place::Linux | Place::LinuxAsRoot => !runs_natively(group, kvm),
-        Place::Small => true,
+        Place::Small | Place::Rig => true,
         Place::Anywhere => false,
     }
 }
@@ -158,6 +159,14 @@ mod tests {
         for kvm in [Kvm::Hardware, Kvm::Software, Kvm::Unusable] {
             assert!(runs_in_rig(small, kvm));
             assert_eq!(runs_natively(small, kvm), kvm != Kvm::Unusable);
+        }
+    }
+
+    #[test]
+    fn tests_beside_the_code_run_natively_with_the_others_and_in_the_rig() {
+        let beside = groups::of_binary("beside").unwrap();
+        for kvm in [Kvm::Hardware, Kvm::Software, Kvm::Unusable] {
+            assert!(runs_in_rig(beside, kvm) && !runs_natively(beside, kvm));
         }
     }
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::cases::{Case, Outcome};
-use super::groups::Group;
+use super::groups::{Group, OTHER_CPU};
 use super::report::Report;
-use crate::rig::{Cache, Job, RigHost};
+use crate::rig::{Cache, DEFAULT_CPU, Job, RigHost};
 use crate::workspace::Workspace;
 
 const RUN_CASES: &str = include_str!("../../rig/run-cases");
@@ -61,11 +61,22 @@ pub fn run_all(runs: Vec<GroupRun>, workers: usize, report: &Report) -> Result<(
 
 impl GroupRun<'_> {
     fn run(&self, report: &Report) -> Result<()> {
+        let (other, usual): (Vec<Case>, Vec<Case>) =
+            self.cases.iter().cloned().partition(|case| case.name.starts_with(OTHER_CPU));
+        self.run_on(DEFAULT_CPU, &usual, report);
+        self.run_on(self.group.other_cpu.unwrap_or(DEFAULT_CPU), &other, report);
+        Ok(())
+    }
+
+    fn run_on(&self, cpu: &str, cases: &[Case], report: &Report) {
+        if cases.is_empty() {
+            return;
+        }
         let place = format!("rig {}", self.group.name);
         let token = format!("@@{}-{}", std::process::id(), self.group.name);
-        let mut transcript = Transcript::new(&self.cases, &token, &place, report);
-        report.say(&format!("    {place}: booting the emulated host for {} cases", self.cases.len()));
-        let result = self.host.run(&self.job(&token), &mut |_, bytes| {
+        let mut transcript = Transcript::new(cases, &token, &place, report);
+        report.say(&format!("    {place}: booting the emulated host for {} cases", cases.len()));
+        let result = self.host.run(&self.job(&token, cpu, cases), &mut |_, bytes| {
             transcript.feed(bytes);
             Ok(())
         });
@@ -75,11 +86,10 @@ impl GroupRun<'_> {
             Err(error) => Some(format!("{error:#}")),
         };
         transcript.finish(reason);
-        Ok(())
     }
 
-    fn job(&self, token: &str) -> Job {
-        let limit = self.group.case_limit * self.cases.len() as u64;
+    fn job(&self, token: &str, cpu: &str, cases: &[Case]) -> Job {
+        let limit = self.group.case_limit * cases.len() as u64;
         let mut environment = vec![("RIG_TOKEN", token.to_owned())];
         if self.full {
             environment.push(("EMBER_FULL", "1".to_owned()));
@@ -87,10 +97,11 @@ impl GroupRun<'_> {
         Job {
             name: format!("test-{}", self.group.name),
             script: RUN_CASES.to_owned(),
-            files: vec![("cases", case_list(&self.cases))],
+            files: vec![("cases", case_list(cases))],
             environment,
             icount: self.group.icount,
             memory_mib: self.group.memory_mib,
+            cpu: cpu.to_owned(),
             cache: Some(self.cache.clone()),
             limit: Duration::from_secs(limit),
             ..Job::default()
@@ -205,7 +216,7 @@ mod tests {
     use crate::test::groups;
 
     fn cases(names: &[&str]) -> Vec<Case> {
-        let binary = TestBinary { name: "small".into(), path: "/t/small".into() };
+        let binary = TestBinary { name: "small".into(), path: "/t/small".into(), prefix: "" };
         let group = groups::of_binary("small").unwrap();
         names.iter().map(|name| Case { binary: binary.clone(), name: (*name).into(), group }).collect()
     }
