@@ -1,4 +1,5 @@
 //! The `exec` interface with commands that nobody wrote for Ember: python3, busybox's shell, cat.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
 #[path = "common/linux.rs"]

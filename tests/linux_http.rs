@@ -1,4 +1,5 @@
 //! The `http` interface with python's own server, unmodified, and with a server that does what that one does not.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
 #[path = "common/linux.rs"]

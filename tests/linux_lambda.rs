@@ -1,4 +1,5 @@
 //! The `lambda` interface with the official awslambdaric, unmodified, and ordinary handlers.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
 #[path = "common/linux.rs"]
@@ -193,15 +194,21 @@ fn values_given_to_run_are_in_a_file_of_the_guest() {
     assert_eq!(ended.succeeds().json(), json!(["A=1", "B=two words"]));
 }
 
-#[test]
-fn long_events_and_long_answers_pass() {
-    let (place, length) = (Place::new(), 31 << 20);
+/// An event of about `length` bytes, and an answer.
+#[track_caller]
+fn pass_long_events_and_answers(length: usize) {
+    let place = Place::new();
     let event = json!({"do": "length", "text": "x".repeat(length)});
     std::fs::write(place.join("event"), event.to_string()).unwrap();
-    let ended = finish(ember(["run", "--timeout", "50s", "--event"]).arg(place.join("event")).arg(probe()));
+    let ended = finish(ember(["run", "--timeout", "150s", "--event"]).arg(place.join("event")).arg(probe()));
     assert_eq!(ended.succeeds().json(), json!(length));
-    let ended = finish(command(&json!({"do": "text", "length": length})).args(["--timeout", "50s"]));
+    let ended = finish(command(&json!({"do": "text", "length": length})).args(["--timeout", "150s"]));
     assert!(ended.succeeds().json().as_str().is_some_and(|text| text == "y".repeat(length)));
+}
+
+#[test]
+fn long_events_and_long_answers_pass() {
+    pass_long_events_and_answers(6 << 20);
 }
 
 #[test]
@@ -282,4 +289,13 @@ fn a_clone_whose_restore_hook_fails_is_given_no_event() {
     let ended = finish(ember(["run", "--event-json", "1"]).arg(&bundle));
     ended.fails(GUEST_FAILED, "cannot go on after the restore");
     assert!(ended.errors.contains("list index out of range"), "{ended:?}");
+}
+
+mod full {
+    use super::*;
+
+    #[test]
+    fn the_longest_events_and_answers_pass() {
+        pass_long_events_and_answers((32 << 20) - 100);
+    }
 }

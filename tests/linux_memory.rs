@@ -1,4 +1,5 @@
 //! Guests with little and with much memory, and what of it a bundle holds.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
 #[path = "common/linux.rs"]
@@ -66,7 +67,7 @@ fn has_memory_on_both_sides(name: &str, mib: u64) {
         let lines: Vec<&str> = ended.succeeds().text().lines().collect();
         assert_eq!((lines[0], lines[2]), ("True True True", "True"), "{ended:?}");
         let seen: u64 = lines[1].parse().unwrap();
-        assert!(seen <= mib && seen > mib - 64 - mib / 50, "the guest sees {seen} MiB of {mib}");
+        assert!(seen <= mib && seen > mib - 96 - mib / 32, "the guest sees {seen} MiB of {mib}");
     }
     holds_little_more_than_was_in_use(&bundle);
 }

@@ -1,4 +1,5 @@
 //! Roots from OCI images that umoci and skopeo made: the guest sees what `umoci unpack` would give it.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
 #[path = "common/linux.rs"]
@@ -248,13 +249,14 @@ fn the_guest_sees_the_tree_that_umoci_unpacks() {
     let expected = listing(&image.unpack("expected").join("rootfs"));
     // What this is about must be there.
     assert!(!expected.contains_key("opaque/old") && !expected.contains_key("gone"), "{expected:?}");
-    assert!(
-        expected["other-link"].ends_with("= kept/file") && expected["setuid"].starts_with("106755 1234 4321")
-    );
-    assert!(
-        expected["kept/file"].contains("user.comment=")
-            && expected["kept/large"].contains("security.capability=")
-    );
+    for (name, words) in [
+        ("other-link", "= kept/file"),
+        ("setuid", "106755 1234 4321"),
+        ("kept/file", "user.comment="),
+        ("kept/large", "security.capability="),
+    ] {
+        assert!(expected[name].contains(words), "{name}: {}", expected[name]);
+    }
 
     let drive = place.join("image.ext4");
     finish(ember(["image"]).arg(image.layout()).arg(&drive)).succeeds();
@@ -294,11 +296,11 @@ fn a_layout_and_both_kinds_of_archive_make_the_same_root() {
     let make = |source: &Path, name: &str| {
         let path = place.join(name);
         finish(ember(["image"]).arg(source).arg(&path)).succeeds();
-        digest(&fs::read(path).unwrap())
+        fs::read(path).unwrap()
     };
     let from_layout = make(&image.layout(), "layout");
     for transport in ["oci-archive", "docker-archive"] {
-        assert_eq!(make(&image.archive(transport), transport), from_layout, "{transport}");
+        assert!(make(&image.archive(transport), transport) == from_layout, "{transport} makes another");
     }
     for name in ["layout", "oci-archive", "docker-archive"] {
         finish(Command::new("e2fsck").arg("-fn").arg(place.join(name))).succeeds();

@@ -1,4 +1,5 @@
 //! What a clone is before it is given an event, and how it ends.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
 #[path = "common/linux.rs"]

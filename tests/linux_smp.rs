@@ -1,4 +1,5 @@
 //! Guests with more than one vCPU.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
 #[path = "common/linux.rs"]

@@ -5,7 +5,7 @@ mod common;
 
 use std::process::Child;
 
-use common::processes::{alive_in_group, machine_of, signal, wait_until_gone};
+use common::processes::{has_files, machine_of, signal, wait_until_gone};
 use common::{Ended, Place, end_of, run_command, start};
 use rustix::process::Signal;
 
@@ -14,7 +14,7 @@ fn endless(place: &Place) -> Child {
     let faulty = place.bake("faulty");
     let temporary = place.join("tmp");
     std::fs::create_dir(&temporary).unwrap();
-    start(run_command(&faulty, "spin").args(["--timeout", "50s"]).env("TMPDIR", temporary))
+    start(run_command(&faulty, "spin").args(["--timeout", "10m"]).env("TMPDIR", temporary))
 }
 
 #[track_caller]
@@ -95,13 +95,13 @@ fn neither_the_command_nor_the_reader_of_its_answer_waits_for_the_end_of_the_mac
     // Closing a machine that has touched so much takes milliseconds.
     let toucher = place.bake_in("72MiB", "toucher", &[]);
     let event = format!("write 0 {} 1", (64 << 20) / 4096);
-    let mut outlived = false;
-    for _ in 0..10 {
+    for _ in 0..20 {
         let run = start(&mut run_command(&toucher, &event));
-        let group = run.id();
+        let (group, machine) = (run.id(), machine_of(&run));
         // Ends when nobody can write to its output any more.
-        end_of(run).answers("0x0");
-        outlived |= !alive_in_group(group).is_empty();
+        let ended = end_of(run);
+        let outlived = has_files(machine);
+        ended.answers("0x0");
         wait_until_gone(group);
         if outlived {
             return;

@@ -22,6 +22,11 @@ const WORDS: &[&str] = &[
     // A machine that was frozen looks like one whose CPU hung; the lockup detectors would say so, and their timers
     // and threads touch memory after every restore.
     "nowatchdog",
+    // Nobody loads a policy. Each module in the list is called at every system call that it could forbid, and a restored
+    // guest pays a page fault for each first call; Landlock stays, which functions may use on themselves.
+    "lsm=landlock",
+    // Pressure stall information is counted at every context switch, and nobody reads it.
+    "psi=0",
 ];
 
 /// The command line for a quick, quiet boot; words of the user's own may be appended.

@@ -1,5 +1,6 @@
 //! The command line, as typed.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -17,6 +18,33 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// `ember run` without the other commands.
+#[derive(Debug, Parser)]
+#[command(name = "run")]
+struct RunAlone {
+    #[command(flatten)]
+    args: RunArgs,
+}
+
+impl Cli {
+    /// Parses the command line, the program's name first.
+    ///
+    /// A `run` that is right is parsed on its own: describing all the other commands to the parser would take as long as
+    /// creating a VM. Whatever is wrong with it, the whole parser says.
+    ///
+    /// # Errors
+    /// It is wrong, or asks for help or the version.
+    pub fn from_words(words: Vec<OsString>) -> Result<Self, clap::Error> {
+        if let Some((run, rest)) = words.get(1..).and_then(<[OsString]>::split_first)
+            && run == "run"
+            && let Ok(run) = RunAlone::try_parse_from([run].into_iter().chain(rest))
+        {
+            return Ok(Cli { command: Command::Run(Box::new(run.args)) });
+        }
+        Cli::try_parse_from(words)
+    }
 }
 
 /// `0.1.0 (snapshot format 1.1)`.
@@ -216,6 +244,15 @@ pub struct RunArgs {
     /// Boot the bundle's kernel instead of restoring
     #[arg(long)]
     pub cold: bool,
+    /// Bake the clone to this bundle once it has answered
+    #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["count", "cold"])]
+    pub bake_to: Option<PathBuf>,
+    /// Replace the bundle of --bake-to if it exists
+    #[arg(short, long, requires = "bake_to")]
+    pub force: bool,
+    /// Format of --bake-to, for older releases
+    #[arg(long, value_name = "VERSION", requires = "bake_to")]
+    pub format: Option<snapshot_format::state::FormatVersion>,
     /// http: print status and headers before the body
     #[arg(short, long)]
     pub include: bool,
@@ -326,5 +363,41 @@ mod tests {
         let Command::Bake(bake) = cli.command else { panic!("not a bake") };
         assert_eq!(bake.command, ["cat", "-n"]);
         assert_eq!(bake.vcpus, Some(2));
+    }
+
+    fn parsed(words: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::from_words(words.iter().map(OsString::from).collect())
+    }
+
+    #[test]
+    fn a_run_is_parsed_alone_as_it_is_among_the_others() {
+        let words = [
+            "ember",
+            "run",
+            "b",
+            "--event-text",
+            "x",
+            "--repeat",
+            "3",
+            "--env",
+            "A=1",
+            "--timeout",
+            "2s",
+            "-i",
+        ];
+        let alone = RunAlone::try_parse_from(&words[1..]).unwrap().args;
+        let Command::Run(among) = Cli::try_parse_from(words).unwrap().command else { panic!("not a run") };
+        assert_eq!(format!("{alone:?}"), format!("{among:?}"));
+        assert!(matches!(parsed(&words).unwrap().command, Command::Run(run) if run.repeat == 3));
+    }
+
+    #[test]
+    fn the_whole_parser_tells_what_is_wrong_with_a_run() {
+        for words in
+            [&["ember", "run"][..], &["ember", "run", "b", "--no"], &["ember", "run", "--help"], &["ember"]]
+        {
+            let (ours, whole) = (parsed(words).unwrap_err(), Cli::try_parse_from(words).unwrap_err());
+            assert_eq!(ours.render().to_string(), whole.render().to_string());
+        }
     }
 }

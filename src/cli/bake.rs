@@ -263,9 +263,10 @@ impl Baker {
         protocol: u16,
     ) -> Result<Frozen, Failure> {
         self.progress.phase("Writing state and memory");
-        let frozen = machine.freeze()?;
+        let mut frozen = machine.freeze()?;
         self.draft.add_bytes(names::STATE, &frozen.capture(self.format)?)?;
-        let memory = self.draft.write_memory(frozen.memory(), self.asked.memory_bytes, frozen.tsc_khz())?;
+        let memory =
+            self.draft.write_memory(frozen.memory(), &[], self.asked.memory_bytes, frozen.tsc_khz())?;
         for drive in parts.drives.iter().filter(|drive| !drive.read_only) {
             frozen.write_drive(&drive.id, &self.draft.new_file(&drive.file)?)?;
         }

@@ -1,6 +1,7 @@
 //! One file per command: the only room that knows argv.
 
 mod agent;
+mod apart;
 mod args;
 mod bake;
 mod bench;
@@ -15,6 +16,7 @@ mod inspect;
 mod kinds;
 mod output;
 mod progress;
+mod rebake;
 mod report;
 mod run;
 mod shell;
@@ -25,8 +27,6 @@ mod verify;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 use crate::vm::Timeline;
 
 use args::{Cli, Command};
@@ -35,19 +35,34 @@ use failure::{Failure, Kind};
 /// Parses the command line, runs the command, prints a failure once, and gives the exit code.
 pub fn main() -> ExitCode {
     let mut timeline = Timeline::of_process();
-    let cli = match Cli::try_parse() {
+    let code = if is_apart() {
+        apart::in_child(|| {
+            timeline.mark("fork");
+            command(timeline)
+        })
+        .unwrap_or_else(|failure| report(&failure, std::env::args_os().any(|word| word == "--json")))
+    } else {
+        command(timeline)
+    };
+    ExitCode::from(code)
+}
+
+/// Whether the command is a `run`, whose end nobody should wait for. One that makes a bundle stays in this process, which cleans
+/// up when a signal ends it.
+fn is_apart() -> bool {
+    let mut words = std::env::args_os().skip(1);
+    words.next().is_some_and(|word| word == "run")
+        && !words.any(|word| word.as_encoded_bytes().starts_with(b"--bake-to"))
+}
+
+fn command(mut timeline: Timeline) -> u8 {
+    let cli = match Cli::from_words(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
     timeline.mark("arguments");
     let as_json = wants_json(&cli.command);
-    match run(cli.command, timeline) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            report(&failure, as_json);
-            ExitCode::from(failure.kind().code())
-        }
-    }
+    run(cli.command, timeline).unwrap_or_else(|failure| report(&failure, as_json))
 }
 
 fn run(command: Command, timeline: Timeline) -> Result<u8, Failure> {
@@ -65,10 +80,10 @@ fn run(command: Command, timeline: Timeline) -> Result<u8, Failure> {
 }
 
 /// Help and version are no failures; anything else is a wrong command line.
-fn refuse(error: &clap::Error) -> ExitCode {
+fn refuse(error: &clap::Error) -> u8 {
     // Where standard output is closed nobody can be told.
     error.print().ok();
-    if error.use_stderr() { ExitCode::from(Kind::Usage.code()) } else { ExitCode::SUCCESS }
+    if error.use_stderr() { Kind::Usage.code() } else { 0 }
 }
 
 fn wants_json(command: &Command) -> bool {
@@ -82,10 +97,12 @@ fn wants_json(command: &Command) -> bool {
     }
 }
 
-fn report(failure: &Failure, as_json: bool) {
+/// Prints it; gives its exit code.
+fn report(failure: &Failure, as_json: bool) -> u8 {
     if as_json {
         // Where standard output is closed, the exit code still tells.
         output::json(&failure.to_json()).ok();
     }
     eprintln!("ember: {failure}");
+    failure.kind().code()
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::vm::{ANSWERED, FIRST_ANSWER, FIRST_INSTRUCTION, Timeline};
 
 use super::failure::{Failure, Kind};
+use super::rebake::Rebaked;
 use super::run::{Lived, Row};
 use super::sink::Collected;
 use super::statistics::Distribution;
@@ -33,6 +34,7 @@ struct Told {
     exit_code: i32,
     events_us: Vec<f64>,
     block_requests: u64,
+    rebaked: Option<Rebaked>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -55,6 +57,7 @@ impl Report {
                 exit_code: lived.exit_code,
                 events_us: lived.events.into_iter().map(us).collect(),
                 block_requests: lived.block_requests,
+                rebaked: lived.rebaked,
             })
             .map_err(|failure| ToldFailure {
                 code: failure.kind().code(),
@@ -123,12 +126,20 @@ impl Report {
         self.result.as_ref().map_or(0, |told| told.block_requests)
     }
 
+    /// The bundle that the clone became.
+    pub fn rebaked(&self) -> Option<&Rebaked> {
+        self.result.as_ref().ok()?.rebaked.as_ref()
+    }
+
     /// For `--json`.
     pub fn to_json(&self, timing: bool) -> serde_json::Value {
         let mut object = serde_json::json!({
             "exit_code": self.result.as_ref().map_or(0, |told| told.exit_code),
             "answer": self.answer,
         });
+        if let Some(rebaked) = self.rebaked() {
+            object["baked"] = serde_json::json!(rebaked);
+        }
         if timing {
             object["timing"] = self.timing_json();
         }

@@ -69,14 +69,6 @@ impl Sink {
         Sink { buffers: json.then(Buffers::default), include, prints_answer }
     }
 
-    /// Gives up standard output and error, so that nobody waits for this process to close them.
-    pub fn close(&mut self) {
-        let Ok(null) = std::fs::File::options().write(true).open("/dev/null") else { return };
-        // Where this fails the streams stay open until this process ends, a few milliseconds later.
-        rustix::stdio::dup2_stdout(&null).ok();
-        rustix::stdio::dup2_stderr(&null).ok();
-    }
-
     /// What was collected.
     pub fn into_collected(self) -> Option<Collected> {
         self.buffers.map(|buffers| Collected {

@@ -26,7 +26,7 @@ pub enum ForkError {
     )]
     Threads {
         /// How many it has.
-        threads: usize,
+        threads: u64,
     },
 }
 
@@ -82,8 +82,8 @@ fn code(status: WaitStatus) -> i32 {
 /// # Errors
 /// See [`ForkError`]; in the machine's process an error means that it must end at once.
 pub fn fork_machine() -> Result<Forked, ForkError> {
-    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
-    if threads != 1 {
+    let threads = threads();
+    if threads > 1 {
         return Err(ForkError::Threads { threads });
     }
     let parent = rustix::process::getpid();
@@ -98,9 +98,32 @@ pub fn fork_machine() -> Result<Forked, ForkError> {
     }
 }
 
+/// How many threads this process has; 0 where /proc does not tell.
+fn threads() -> u64 {
+    // A directory has a link from its parent, one from itself, and one from each directory in it: here one a thread.
+    rustix::fs::stat("/proc/self/task").map_or(0, |task| task.st_nlink.saturating_sub(2))
+}
+
 /// Asks for SIGKILL at the parent's death, then looks whether it has died already.
 fn tie_to(parent: Pid) -> Result<(), ForkError> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(|e| ForkError::Tie(e.into()))?;
     if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(ForkError::Orphan) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_with_two_threads_is_not_forked() {
+        // The test runner has a thread besides this test's.
+        std::thread::scope(|scope| {
+            let (stop, stopped) = std::sync::mpsc::channel::<()>();
+            scope.spawn(move || stopped.recv().is_err());
+            assert!(threads() >= 2);
+            assert!(matches!(fork_machine(), Err(ForkError::Threads { .. })));
+            drop(stop);
+        });
+    }
 }

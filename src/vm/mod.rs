@@ -10,13 +10,17 @@ mod host;
 mod invoke;
 mod lifecycle;
 mod machine;
+#[cfg(test)]
+mod points;
 mod saved;
 mod start;
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;
 mod timeline;
 
-pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point};
+pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point, to_warm_point_again};
 pub use capture::CaptureError;
 pub use drive::{Drive, DriveError, Happening};
 pub use host::{Finding, Verdict, cpu_vendor, examine_host};

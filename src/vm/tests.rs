@@ -6,75 +6,22 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use snapshot_format::manifest::{FunctionContract, Interface};
 use snapshot_format::sections::PortState;
 use snapshot_format::state::{FormatVersion, Reader};
 
-use crate::boot::SmallGuest;
 use crate::devices::DeviceSetup;
-use crate::function::{Conversation, Event, Notice, RestoreMessage};
+use crate::function::Conversation;
 use crate::kvm;
 use crate::memory;
 
+use super::testing::{Answer, SHAPE, ask, contract, guest, restored, soon};
 use super::*;
 
-const SHAPE: Shape = Shape { memory_bytes: 2 << 20, vcpus: 1 };
 const FREEZES: u32 = 300;
 /// Every so many freezes a clone is made of what was captured.
 const CLONE_EVERY: u32 = 12;
-
-/// The guest whose every port read must return the last one's value plus 1.
-fn counter() -> Vec<u8> {
-    if let Some(folder) = std::env::var_os("EMBER_SMALL_GUESTS") {
-        return std::fs::read(small_guests::elf(Path::new(&folder), "counter")).unwrap();
-    }
-    let folder = tempfile::tempdir().unwrap();
-    small_guests::build(folder.path()).unwrap();
-    std::fs::read(small_guests::elf(folder.path(), "counter")).unwrap()
-}
-
-fn contract() -> FunctionContract {
-    FunctionContract {
-        interface: Interface::Port,
-        command: Vec::new(),
-        env: Default::default(),
-        workdir: "/".to_owned(),
-        user: None,
-        resident: false,
-        http: None,
-        lambda: None,
-        ready_timeout_ms: 10_000,
-        event_timeout_ms: 10_000,
-    }
-}
-
-fn soon() -> Option<Instant> {
-    Some(Instant::now() + Duration::from_secs(30))
-}
-
-/// Collects an answer.
-#[derive(Default)]
-struct Answer(Vec<u8>);
-
-impl AnswerSink for Answer {
-    fn take(&mut self, piece: Notice) -> io::Result<bool> {
-        if let Notice::Answer { bytes } = piece {
-            self.0.extend(bytes);
-        }
-        Ok(true)
-    }
-}
-
-/// Asks a guest that counts what it found.
-fn verdict(drive: &mut Drive<'_>) -> String {
-    let mut answer = Answer::default();
-    let event = Event::Port { bytes: b"verdict".to_vec() };
-    invoke(drive, &event, soon(), &mut answer, &mut Timeline::start()).unwrap();
-    String::from_utf8(answer.0).unwrap()
-}
 
 /// A machine's state and memory at one freeze.
 struct Snapshot {
@@ -82,10 +29,10 @@ struct Snapshot {
     memory: File,
 }
 
-fn snapshot(frozen: &Frozen<'_>) -> Snapshot {
+fn snapshot(frozen: &mut Frozen<'_>) -> Snapshot {
     let memory = tempfile::tempfile().unwrap();
     memory.set_len(SHAPE.memory_bytes).unwrap();
-    memory::visit_touched(frozen.memory(), |offset, bytes| memory.write_all_at(bytes, offset)).unwrap();
+    memory::visit_content(frozen.memory(), &[], |offset, bytes| memory.write_all_at(bytes, offset)).unwrap();
     Snapshot { state: frozen.capture(FormatVersion::CURRENT).unwrap(), memory }
 }
 
@@ -127,22 +74,14 @@ impl Pauses {
 /// Lets a clone count, freezes it now and then, and asks it.
 fn check_clone(snapshot: &Snapshot, pauses: &mut Pauses) {
     let mut machine = clone_of(snapshot);
-    let mut conversation = Conversation::restored(&contract(), 0).unwrap();
-    let message = RestoreMessage {
-        generation: [1; 16],
-        entropy: [2; 64],
-        host_name: String::new(),
-        machine_id: None,
-        env: Default::default(),
-    };
-    conversation.restore(&message, 0).unwrap();
+    let mut conversation = restored();
     let mut drive = Drive::new(&mut machine, &mut conversation);
     drive.run().unwrap();
     for _ in 0..5 {
         pauses.pause();
         drop(drive.machine().freeze().unwrap());
     }
-    let verdict = verdict(&mut drive);
+    let verdict = ask(&mut drive);
     assert!(verdict.starts_with("ok "), "a clone: {verdict}");
 }
 
@@ -152,7 +91,7 @@ fn no_port_read_is_lost_or_done_twice_by_a_freeze_or_a_restore() {
         eprintln!("only in the emulated host: {error}");
         return;
     }
-    let image = Image::Small(SmallGuest::from_bytes(counter()).unwrap());
+    let image = Image::Small(guest("counter"));
     let start = ColdStart {
         shape: SHAPE,
         image: &image,
@@ -171,8 +110,8 @@ fn no_port_read_is_lost_or_done_twice_by_a_freeze_or_a_restore() {
     let (mut pauses, mut last, mut moved) = (Pauses(1), 0, 0);
     for number in 1..=FREEZES {
         pauses.pause();
-        let frozen = drive.machine().freeze().unwrap();
-        let snapshot = snapshot(&frozen);
+        let mut frozen = drive.machine().freeze().unwrap();
+        let snapshot = snapshot(&mut frozen);
         drop(frozen);
         let now = sequence(&snapshot.state);
         moved += u32::from(now > last);
@@ -183,7 +122,7 @@ fn no_port_read_is_lost_or_done_twice_by_a_freeze_or_a_restore() {
     }
     // A pause may be too short for a read, most are not.
     assert!(moved > FREEZES / 2, "the guest counted between {moved} of {FREEZES} freezes");
-    let verdict = verdict(&mut drive);
+    let verdict = ask(&mut drive);
     assert!(verdict.starts_with("ok "), "{verdict}");
     let reads: u64 = verdict["ok ".len()..].parse().unwrap();
     assert!(reads >= u64::from(last), "{reads} reads, and {last} were counted at the last freeze");
