@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, wait};
 
 use crate::contract::Contract;
-use crate::io::Io;
+use crate::io::{Io, Patience};
 use crate::stop::Stop;
 use crate::sys;
 use crate::users::{self, UserError};
@@ -285,6 +285,22 @@ impl Process {
 
     /// Kills the process with everything in its session; it is reaped like an orphan.
     pub fn kill(self) {
+        self.send_kill();
+    }
+
+    /// Kills it likewise, and waits until nothing can come from it any more.
+    ///
+    /// # Errors
+    /// The control stream is broken.
+    pub fn kill_and_wait(mut self, io: &mut Io) -> Result<(), Stop> {
+        self.send_kill();
+        while self.ended.is_none() {
+            io.wait(&[], Some(&mut self), Patience::FUNCTION)?;
+        }
+        Ok(())
+    }
+
+    fn send_kill(&self) {
         for kill in [rustix::process::kill_process_group, rustix::process::kill_process] {
             if kill(self.pid, Signal::KILL).is_ok() {
                 return;

@@ -142,10 +142,10 @@ impl Runner for Lambda {
     fn before_freeze(&mut self, io: &mut Io, deadline: Instant) -> Result<(), Stop> {
         if std::mem::take(&mut self.was_restored) {
             // A client that a warm-up event let go has run its hooks and will not run them again. Clones get one that has not.
-            self.server.forget_clients();
             if let Some(process) = self.process.take() {
-                process.kill();
+                process.kill_and_wait(io)?;
             }
+            self.server.forget_clients();
             self.process = Some(self.command.start()?);
         }
         self.await_client(io, deadline)

@@ -261,9 +261,10 @@ impl Server {
         self.reply_where(|phase| matches!(phase, Phase::AwaitsRestore), ("200 OK", ""))
     }
 
-    /// Hangs up on every client.
+    /// Hangs up on every client, those that have connected and were not noticed yet too.
     pub fn forget_clients(&mut self) {
         self.connections = std::array::from_fn(|_| None);
+        while retry(|| accept_with(&self.listener, SocketFlags::CLOEXEC)).is_ok() {}
         (self.current, self.answer) = (None, None);
     }
 
