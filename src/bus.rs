@@ -99,6 +99,12 @@ impl Bus {
         }
     }
 
+    /// The device at `address`: a test that holds its lock stops a vCPU in the middle of an access.
+    #[cfg(test)]
+    pub fn device_at(&self, address: u64) -> Option<SharedDevice> {
+        self.find(address, 1).map(|(window, _)| window.device.clone())
+    }
+
     fn find(&self, address: u64, len: usize) -> Option<(&Window, u64)> {
         let window = self.windows[..self.windows.partition_point(|w| w.base <= address)].last()?;
         let offset = address - window.base;

@@ -8,6 +8,7 @@ pub mod bus;
 pub mod cli;
 pub mod config;
 pub mod devices;
+pub mod faults;
 pub mod function;
 pub mod jail;
 pub mod kvm;

@@ -49,6 +49,7 @@ const PROGRAM_HEADERS_MAX: u16 = 64;
 const HEADER_LEN: usize = 64;
 const PROGRAM_HEADER_LEN: u16 = 56;
 const TYPE_LOAD: u32 = 1;
+const TYPE_NOTE: u32 = 4;
 const MACHINE_X86_64: u16 = 62;
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
@@ -108,6 +109,48 @@ impl Elf {
     pub fn end(&self) -> u64 {
         self.segments.iter().map(|s| s.address + s.len).max().unwrap_or(0)
     }
+}
+
+/// The descriptor of the first note of this owner and type (System V ABI, "Note Section"), if the file has it and it lies
+/// inside the file. Damaged notes are no notes.
+pub fn note<'a>(bytes: &'a [u8], owner: &[u8], kind: u32) -> Option<&'a [u8]> {
+    let header: &[u8; HEADER_LEN] = bytes.first_chunk()?;
+    let (size, count) = (u16_at(header, 54), u16_at(header, 56));
+    (size == PROGRAM_HEADER_LEN).then_some(())?;
+    let table = &bytes[part(bytes, u64_at(header, 32), u64::from(size) * u64::from(count))?];
+    let notes = table.chunks_exact(usize::from(size)).filter(|h| u32_at(h, 0) == TYPE_NOTE);
+    notes.filter_map(|h| part(bytes, u64_at(h, 8), u64_at(h, 32))).find_map(|segment| {
+        let mut rest = &bytes[segment];
+        while let Some((found, behind)) = first_note(rest) {
+            if (found.owner, found.kind) == (owner, kind) {
+                return Some(found.descriptor);
+            }
+            rest = behind;
+        }
+        None
+    })
+}
+
+struct Note<'a> {
+    owner: &'a [u8],
+    kind: u32,
+    descriptor: &'a [u8],
+}
+
+/// The first note of a segment and what follows it. Owner and descriptor are padded to 4 bytes.
+fn first_note(bytes: &[u8]) -> Option<(Note<'_>, &[u8])> {
+    const HEADER: usize = 12;
+    let (header, rest) = bytes.split_at_checked(HEADER)?;
+    let padded = |at: usize| {
+        let len = usize::try_from(u32_at(header, at)).ok()?;
+        Some((len, len.checked_next_multiple_of(4)?))
+    };
+    let ((owner_len, owner_padded), (len, padded)) = (padded(0)?, padded(4)?);
+    let (owner, rest) = rest.split_at_checked(owner_padded)?;
+    let (descriptor, rest) = rest.split_at_checked(padded)?;
+    let note =
+        Note { owner: owner.get(..owner_len)?, kind: u32_at(header, 8), descriptor: descriptor.get(..len)? };
+    Some((note, rest))
 }
 
 fn segments(bytes: &[u8], header: &[u8; HEADER_LEN]) -> Result<Vec<Segment>, ElfError> {
@@ -202,6 +245,60 @@ pub mod tests {
         bytes
     }
 
+    /// [`file`] with a second program header, for these notes.
+    pub fn file_with_notes(address: u64, content: &[u8], notes: &[u8]) -> Vec<u8> {
+        let mut bytes = file(address, content, content.len() as u64);
+        let offset = bytes.len() as u64 + 56;
+        bytes[56] = 2;
+        bytes[72..80].copy_from_slice(&(120u64 + 56).to_le_bytes());
+        let mut header = [4u32, 4].map(u32::to_le_bytes).concat();
+        for number in [offset, 0, 0, notes.len() as u64, notes.len() as u64, 4] {
+            header.extend(number.to_le_bytes());
+        }
+        bytes.splice(120..120, header);
+        bytes.extend(notes);
+        bytes
+    }
+
+    /// A note as it stands in a file.
+    pub fn note_bytes(owner: &[u8], kind: u32, descriptor: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for number in [u32::try_from(owner.len()).unwrap(), u32::try_from(descriptor.len()).unwrap(), kind] {
+            bytes.extend(number.to_le_bytes());
+        }
+        for part in [owner, descriptor] {
+            bytes.extend(part);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_note_is_found_among_others() {
+        let notes = [
+            note_bytes(b"GNU\0", 1, b"no"),
+            note_bytes(b"Ember\0", 2, b""),
+            note_bytes(b"Ember\0", 1, b"yes"),
+        ];
+        let bytes = file_with_notes(0x10_0000, b"code", &notes.concat());
+        assert_eq!(Elf::parse(&bytes).unwrap().entry, 0x10_0000);
+        assert_eq!(note(&bytes, b"Ember\0", 1), Some(&b"yes"[..]));
+        assert_eq!(note(&bytes, b"Ember\0", 3), None);
+        assert_eq!(note(&file(0x10_0000, b"code", 4), b"Ember\0", 1), None);
+    }
+
+    #[test]
+    fn notes_that_are_cut_off_are_no_notes() {
+        let whole = note_bytes(b"Ember\0", 1, b"content");
+        for len in 0..whole.len() {
+            let bytes = file_with_notes(0x10_0000, b"code", &whole[..len]);
+            assert_eq!(note(&bytes, b"Ember\0", 1), None, "{len} bytes");
+        }
+        let mut huge = whole;
+        huge[4..8].fill(0xff);
+        assert_eq!(note(&file_with_notes(0x10_0000, b"code", &huge), b"Ember\0", 1), None);
+    }
+
     #[test]
     fn a_segment_and_the_entry_are_found() {
         let elf = Elf::parse(&file(0x10_0000, b"code", 0x2000)).unwrap();
@@ -253,6 +350,14 @@ pub mod tests {
                 prop_assert!(elf.segments.iter().all(|s| s.file.end <= bytes.len() && s.address.checked_add(s.len).is_some()));
             }
             sections::find(&bytes, ".modinfo");
+            note(&bytes, b"Ember\0", 1);
+        }
+
+        #[test]
+        fn damaged_notes_never_panic(notes in proptest::collection::vec(any::<u8>(), 0..100), at in 120usize..176, value: u8) {
+            let mut bytes = file_with_notes(0x10_0000, b"code", &notes);
+            bytes[at] = value;
+            note(&bytes, b"Ember\0", 1);
         }
 
         #[test]

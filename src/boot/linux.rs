@@ -23,6 +23,8 @@ pub struct BootMachine {
     pub virtio: Vec<VirtioDevice>,
     /// Whether there is a serial port at [`layout::SERIAL_PORT`].
     pub serial: bool,
+    /// Whether there is a VM Generation ID.
+    pub vmgenid: bool,
 }
 
 /// A virtio-mmio device's register window and interrupt.
@@ -211,7 +213,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn machine(memory_bytes: u64) -> BootMachine {
-        BootMachine { vcpus: 1, memory_bytes, virtio: Vec::new(), serial: true }
+        BootMachine { vcpus: 1, memory_bytes, virtio: Vec::new(), serial: true, vmgenid: true }
     }
 
     fn kernel() -> Kernel {

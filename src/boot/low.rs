@@ -47,6 +47,8 @@ const TASK: u16 = 0x40;
 const DESCRIPTORS: u16 = 10;
 /// Length of a 64-bit TSS without its bitmap (Intel SDM volume 3A, 8.7).
 const TSS_FIXED: u16 = 104;
+/// Where a TSS holds the stack of privilege level 0.
+const TSS_STACK_0: u64 = 4;
 /// Where a TSS holds the offset of its I/O permission bitmap.
 const TSS_BITMAP_OFFSET: usize = 102;
 /// The bitmap allows the ports below this; those above are forbidden.
@@ -90,6 +92,14 @@ pub fn write_tables(memory: &GuestMemory, user: bool) -> Result<(), GuestMemoryE
     Ok(())
 }
 
+/// Sets the stack on which interrupts from privilege level 3 are handled, after [`write_tables`].
+///
+/// # Errors
+/// Guest memory ends before it.
+pub fn write_interrupt_stack(memory: &GuestMemory, top: u64) -> Result<(), GuestMemoryError> {
+    memory.write_obj(top, GuestAddress(TSS + TSS_STACK_0))
+}
+
 /// Writes a command line that was checked to be at most [`COMMAND_LINE_MAX`] bytes.
 ///
 /// # Errors
@@ -125,7 +135,7 @@ fn descriptors() -> [u64; DESCRIPTORS as usize] {
     ]
 }
 
-/// A task state segment without stacks: a guest that wants interrupts loads its own.
+/// A task state segment without stacks.
 fn task_segment() -> [u8; TSS_LEN as usize] {
     let mut tss = [0; TSS_LEN as usize];
     let bitmap = usize::from(TSS_FIXED);

@@ -5,7 +5,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -85,6 +85,14 @@ impl Directory {
     /// Gives a file elsewhere a second name here.
     pub fn link(&self, source: &Path, name: &str) -> io::Result<()> {
         Ok(rustix::fs::linkat(rustix::fs::CWD, source, &self.0, name, AtFlags::empty())?)
+    }
+
+    /// Gives an open file another name here.
+    pub fn link_open(&self, file: &File, name: &str) -> io::Result<()> {
+        // Through its path the name could lead to another file by now; AT_EMPTY_PATH would need a capability.
+        let source = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let linked = rustix::fs::linkat(rustix::fs::CWD, source, &self.0, name, AtFlags::SYMLINK_FOLLOW);
+        Ok(linked?)
     }
 
     /// Makes a directory that only its owner may enter.

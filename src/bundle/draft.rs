@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -11,11 +12,12 @@ use snapshot_format::index::BuildError;
 use snapshot_format::manifest::{FileEntry, Manifest, ManifestError, is_plain_name, names};
 use snapshot_format::zero::content_runs;
 
+use super::directory::PlainFile;
 use super::memory_file::{MemoryReport, MemoryWriter};
 use super::open::{Bundle, OpenError};
 use super::workplace::Workplace;
 use super::{hex, read_in_steps};
-use crate::memory::{GuestMemory, visit_touched};
+use crate::memory::{GuestMemory, visit_content};
 
 /// Permission bits of every file of a bundle.
 const OWNER_ONLY: u32 = 0o600;
@@ -83,6 +85,14 @@ pub enum DraftError {
         /// The name.
         name: String,
     },
+    /// A file of another bundle is not what that bundle's manifest says.
+    #[error(
+        "The file {name} of the bundle that was run does not match its sha256: it is damaged, bake or fetch that bundle again"
+    )]
+    Damaged {
+        /// The file.
+        name: String,
+    },
     /// Guest memory could not be read.
     #[error("Cannot read the guest's memory")]
     GuestMemory(#[from] io::Error),
@@ -92,6 +102,9 @@ pub enum DraftError {
     /// The manifest says impossible things.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
+    /// The other bundle has no such file.
+    #[error(transparent)]
+    Other(#[from] OpenError),
     /// What was written cannot be opened as a bundle.
     #[error("The bundle was written but cannot be opened again")]
     Unusable(#[source] OpenError),
@@ -223,6 +236,41 @@ impl Draft {
         Ok(())
     }
 
+    /// Adds a file of another bundle: the file itself where it can have a second name here, else a copy.
+    ///
+    /// # Errors
+    /// The other bundle has no such file, or a copy of it shows that it is damaged; the name is taken; or the disk is full or
+    /// fails.
+    pub fn share(&mut self, bundle: &Bundle, name: &str) -> Result<(), DraftError> {
+        let other = bundle.plain(name)?;
+        let failed = |source| DraftError::write(name, source);
+        // Nobody has written it since, so it has the digest that it had: what happened to it is for `verify` to find.
+        let digest = bundle.digest(name).ok_or_else(|| DraftError::Name { name: name.to_owned() })?;
+        if !self.link_open(name, other)? {
+            let to = self.create_file(name)?;
+            let copied = copy_sparse(&other.file, &to, other.len).map_err(|error| match error {
+                CopyError::Read(error) | CopyError::Write(error) => failed(error),
+            })?;
+            if copied != digest {
+                return Err(DraftError::Damaged { name: name.to_owned() });
+            }
+            self.record(name, to, Content::Hashed(copied));
+            return Ok(());
+        }
+        let linked = self.workplace.directory().file(name).map_err(|fault| failed(fault.into()))?;
+        self.record(name, linked.file, Content::Hashed(digest.to_owned()));
+        Ok(())
+    }
+
+    /// Gives an open file a name here; false where it cannot have one.
+    fn link_open(&self, name: &str, other: &PlainFile) -> Result<bool, DraftError> {
+        if !is_plain_name(name) || self.files.contains_key(name) {
+            return Err(DraftError::Name { name: name.to_owned() });
+        }
+        // As in `add_file`: a file that others may read stays where it is.
+        Ok(is_owner_only(&other.file) && self.workplace.directory().link_open(&other.file, name).is_ok())
+    }
+
     /// Adds an empty file that the caller fills (an image, say) before [`finish`](Self::finish), which hashes it.
     ///
     /// # Errors
@@ -254,18 +302,20 @@ impl Draft {
         Ok(())
     }
 
-    /// Adds guest memory and its index. The vCPUs must be paused.
+    /// Adds guest memory and its index. `behind` is what the file behind the memory holds, [`Bundle::content`] of the bundle
+    /// that a clone comes from; nothing for a guest that was booted. The vCPUs must be paused.
     ///
     /// # Errors
     /// Guest memory cannot be read, or the disk is full or fails.
     pub fn write_memory(
         &mut self,
         memory: &GuestMemory,
+        behind: &[Range<u64>],
         memory_bytes: u64,
         tsc_khz: u32,
     ) -> Result<MemoryReport, DraftError> {
         let mut writer = self.memory(memory_bytes, tsc_khz)?;
-        visit_touched(memory, |offset, bytes| writer.write(offset, bytes))?;
+        visit_content(memory, behind, |offset, bytes| writer.write(offset, bytes))?;
         writer.finish()
     }
 

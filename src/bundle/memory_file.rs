@@ -21,7 +21,7 @@ pub struct MemoryReport {
     pub index: u64,
 }
 
-/// Takes guest memory in file order, as `memory::visit_touched` hands it out; what is left out is zero.
+/// Takes guest memory in file order, as `memory::visit_content` hands it out; what is left out is zero.
 #[derive(Debug)]
 pub struct MemoryWriter<'a> {
     draft: &'a mut Draft,

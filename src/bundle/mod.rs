@@ -4,6 +4,7 @@
 //! A bundle is a directory of plainly named files. It is written under another name, synced, then renamed, and never
 //! written again. Its files are for their owner alone: they hold whatever the function had in memory.
 
+mod content;
 mod directory;
 mod draft;
 mod inspect;

@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
 use snapshot_format::index::{IndexError, MemoryIndex, Place};
-use snapshot_format::manifest::{FileEntry, MANIFEST_MAX, Manifest, ManifestError, names};
+use snapshot_format::manifest::{FileEntry, MANIFEST_MAX, Manifest, ManifestError, Parent, names};
 use snapshot_format::state::{DecodeError, FormatVersion, Reader};
 
 use super::directory::{Directory, FileFault, PlainFile};
-use super::machine_state;
+use super::{hex, machine_state};
 
 /// Longest kernel or initramfs, bytes: they are read whole.
 const IMAGE_MAX: u64 = 512 << 20;
@@ -137,6 +138,7 @@ impl OpenError {
 pub struct Bundle {
     pub(super) directory: Directory,
     manifest: Manifest,
+    manifest_text: Vec<u8>,
     /// One handle per file: what was measured is what is mapped.
     files: BTreeMap<String, PlainFile>,
 }
@@ -153,7 +155,8 @@ impl Bundle {
     }
 
     pub(super) fn in_directory(directory: Directory, path: &Path) -> Result<Self, OpenError> {
-        let manifest = read_manifest(&directory, path)?;
+        let manifest_text = read_manifest(&directory, path)?;
+        let manifest = Manifest::from_json(&manifest_text)?;
         let open = |(name, entry): (&String, &FileEntry)| {
             let file = directory.file(name).map_err(|fault| refused(name, fault))?;
             match file.len {
@@ -162,12 +165,17 @@ impl Bundle {
             }
         };
         let files = manifest.files.iter().map(open).collect::<Result<_, OpenError>>()?;
-        Ok(Bundle { directory, manifest, files })
+        Ok(Bundle { directory, manifest, manifest_text, files })
     }
 
     /// What the bundle is.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// How a bundle baked from a clone of this one names it.
+    pub fn as_parent(&self) -> Parent {
+        Parent { manifest_sha256: hex(Sha256::new_with_prefix(&self.manifest_text)) }
     }
 
     /// The machine's saved state, every checksum of it right.
@@ -243,6 +251,11 @@ impl Bundle {
         self.files.get(name).ok_or_else(|| OpenError::NoFile { name: name.to_owned() })
     }
 
+    /// sha256 of a file as the manifest has it; `memory` has none.
+    pub(super) fn digest(&self, name: &str) -> Option<&str> {
+        self.manifest.files.get(name)?.sha256.as_deref()
+    }
+
     pub(super) fn files(&self) -> impl Iterator<Item = (&str, &PlainFile)> {
         self.files.iter().map(|(name, file)| (name.as_str(), file))
     }
@@ -258,7 +271,7 @@ impl Bundle {
 }
 
 /// The manifest has no length recorded elsewhere: it is bounded, and ends with a checksum of its own.
-fn read_manifest(directory: &Directory, path: &Path) -> Result<Manifest, OpenError> {
+fn read_manifest(directory: &Directory, path: &Path) -> Result<Vec<u8>, OpenError> {
     let file = directory.file(names::MANIFEST).map_err(|fault| match fault {
         FileFault::Missing => OpenError::NotABundle { path: path.to_owned() },
         fault => refused(names::MANIFEST, fault),
@@ -266,8 +279,7 @@ fn read_manifest(directory: &Directory, path: &Path) -> Result<Manifest, OpenErr
     if file.len > MANIFEST_MAX as u64 {
         return Err(ManifestError::TooLong { len: usize::try_from(file.len).unwrap_or(usize::MAX) }.into());
     }
-    let text = file.read().map_err(|source| OpenError::Read { name: names::MANIFEST.to_owned(), source })?;
-    Ok(Manifest::from_json(&text)?)
+    file.read().map_err(|source| OpenError::Read { name: names::MANIFEST.to_owned(), source })
 }
 
 fn refused(name: &str, fault: FileFault) -> OpenError {

@@ -61,7 +61,7 @@ fn fill(draft: &mut Draft) {
     draft.add_bytes(names::STATE, &state(FormatVersion::CURRENT)).unwrap();
     let memory = memory::anonymous(MEMORY).unwrap();
     CONTENT.iter().for_each(|at| memory.write_obj(!*at, GuestAddress(*at)).unwrap());
-    draft.write_memory(&memory, MEMORY, TSC_KHZ).unwrap();
+    draft.write_memory(&memory, &[], MEMORY, TSC_KHZ).unwrap();
     draft.add_bytes(names::KERNEL, b"a kernel").unwrap();
     let root = draft.new_file(names::ROOT).unwrap();
     root.set_len(64 << 10).unwrap();

@@ -4,8 +4,6 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::SeekFrom;
-use rustix::io::Errno;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use snapshot_format::crc::crc64;
@@ -16,6 +14,7 @@ use snapshot_format::state::{DecodeError, decode_any};
 use snapshot_format::working_set::{WorkingSet, WorkingSetError};
 use snapshot_format::zero::is_zero;
 
+use super::content::{next_data, span};
 use super::open::{Bundle, OpenError};
 use super::{STEP, hex, machine_state, read_in_steps};
 
@@ -166,22 +165,15 @@ fn check_memory(file: &File, index: &MemoryIndex, advance: &mut impl FnMut(u64))
     for run in index.runs() {
         match run.place {
             Place::Zero => {
-                let (start, end) = span(&run, index);
-                check_zero(file, start, end)?;
-                advance(end - start);
+                let zeros = span(&run, index);
+                check_zero(file, zeros.start, zeros.end)?;
+                advance(zeros.end - zeros.start);
             }
             Place::Here => check_content(file, index, &run, advance)?,
             Place::Parent { .. } => return Err(OpenError::Parent { chunks: u64::from(run.count) }.into()),
         }
     }
     Ok(())
-}
-
-/// Where a run begins and ends in the `memory` file.
-fn span(run: &Run, index: &MemoryIndex) -> (u64, u64) {
-    let granule = index.granule().bytes();
-    let end = (u64::from(run.first) + u64::from(run.count)) * granule;
-    (u64::from(run.first) * granule, end.min(index.memory_len()))
 }
 
 fn check_content(
@@ -207,11 +199,10 @@ fn check_content(
 fn check_zero(file: &File, start: u64, end: u64) -> Result<(), VerifyError> {
     let mut buffer = vec![0; 64 << 10];
     let mut at = start;
-    while let Some(data) = next_data(file, at)?.filter(|data| *data < end) {
-        let hole = rustix::fs::seek(file, SeekFrom::Hole(data)).map_err(io::Error::from)?.min(end);
-        at = data;
-        while at < hole {
-            let len = usize::try_from(hole - at).unwrap_or(buffer.len()).min(buffer.len());
+    while let Some(data) = next_data(file, at, end)? {
+        at = data.start;
+        while at < data.end {
+            let len = usize::try_from(data.end - at).unwrap_or(buffer.len()).min(buffer.len());
             file.read_exact_at(&mut buffer[..len], at)?;
             if !is_zero(&buffer[..len]) {
                 return Err(VerifyError::Chunk { offset: at });
@@ -220,13 +211,4 @@ fn check_zero(file: &File, start: u64, end: u64) -> Result<(), VerifyError> {
         }
     }
     Ok(())
-}
-
-/// Where the next stored byte is, from `at` on; `None` when only a hole is left.
-fn next_data(file: &File, at: u64) -> io::Result<Option<u64>> {
-    match rustix::fs::seek(file, SeekFrom::Data(at)) {
-        Ok(data) => Ok(Some(data)),
-        Err(Errno::NXIO) => Ok(None),
-        Err(e) => Err(e.into()),
-    }
 }

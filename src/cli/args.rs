@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Size, Span};
+use crate::function::MACHINE_ID_LEN;
 
 /// Restores microVMs from warm snapshots in milliseconds.
 ///
@@ -183,6 +184,15 @@ pub struct BakeArgs {
     pub command: Vec<String>,
 }
 
+/// How `--timing` is printed. With `--json` it is part of that object instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TimingFormat {
+    /// For people
+    Table,
+    /// One JSON object on a line of its own
+    Json,
+}
+
 /// The event of a run.
 #[derive(Debug, Clone, Default, Args)]
 pub struct EventArgs {
@@ -216,6 +226,12 @@ pub struct RunArgs {
     /// Environment value delivered after the restore; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub env: Vec<(String, String)>,
+    /// Host name of the clone; clone- and 8 digits of its own when not given
+    #[arg(long, value_name = "NAME")]
+    pub hostname: Option<String>,
+    /// Machine id of the clone, 32 hexadecimal digits; one of its own when not given
+    #[arg(long, value_name = "HEX", value_parser = machine_id)]
+    pub machine_id: Option<[u8; MACHINE_ID_LEN]>,
     /// Longest time until the answer is complete
     #[arg(long, value_name = "TIME")]
     pub timeout: Option<Span>,
@@ -228,12 +244,21 @@ pub struct RunArgs {
     /// Boot the bundle's kernel instead of restoring
     #[arg(long)]
     pub cold: bool,
+    /// Bake the clone to this bundle once it has answered
+    #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["count", "cold"])]
+    pub bake_to: Option<PathBuf>,
+    /// Replace the bundle of --bake-to if it exists
+    #[arg(short, long, requires = "bake_to")]
+    pub force: bool,
+    /// Format of --bake-to, for older releases
+    #[arg(long, value_name = "VERSION", requires = "bake_to")]
+    pub format: Option<snapshot_format::state::FormatVersion>,
     /// http: print status and headers before the body
     #[arg(short, long)]
     pub include: bool,
-    /// Print every phase in microseconds
-    #[arg(long)]
-    pub timing: bool,
+    /// Print every phase in microseconds, on standard error
+    #[arg(long, value_enum, value_name = "AS", num_args = 0..=1, require_equals = true, default_missing_value = "table")]
+    pub timing: Option<TimingFormat>,
     /// Show the guest's console
     #[arg(long)]
     pub console: bool,
@@ -296,6 +321,13 @@ pub struct ImageArgs {
     pub size: Option<Size>,
 }
 
+fn machine_id(text: &str) -> Result<[u8; MACHINE_ID_LEN], String> {
+    let refuse = || "write it as 32 hexadecimal digits, not all zero".to_owned();
+    let digits = text.len() == 2 * MACHINE_ID_LEN && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = u128::from_str_radix(text, 16).ok().filter(|number| digits && *number != 0);
+    number.map(u128::to_be_bytes).ok_or_else(refuse)
+}
+
 fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
@@ -312,6 +344,17 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_machine_id_is_32_digits() {
+        let id = machine_id("000102030405060708090a0B0c0d0e0f").unwrap();
+        assert_eq!((id[1], id[11], id[15]), (1, 11, 15));
+        for bad in
+            ["", "12", &"0".repeat(32), &"1".repeat(33), &format!("+{}", "1".repeat(31)), &"g".repeat(32)]
+        {
+            assert!(machine_id(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -6,12 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use snapshot_format::manifest::{
     CpuRequirements, Drive as ManifestDrive, FunctionContract, Interface, MachineShape, Manifest, names,
 };
-use snapshot_format::state::FormatVersion;
+use snapshot_format::state::{EncodeError, FormatVersion};
 
 use crate::boot::{self, Kernel, SmallGuest, initramfs};
 use crate::bundle::{Draft, Finished, MemoryReport, Sharing};
 use crate::config::{
-    Asked, AskedDrive, AskedFunction, AskedHttp, AskedLambda, AskedMachine, AskedRoot, Bake,
+    Asked, AskedDrive, AskedFunction, AskedHttp, AskedLambda, AskedMachine, AskedRoot, Bake, DriveFile,
 };
 use crate::config::{EventText, ImageDefaults, Timeouts};
 use crate::devices::{DriveBacking, DriveSetup};
@@ -24,7 +24,7 @@ use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::progress::Progress;
 use super::sink::LogSink;
-use super::{agent, event, files, output, signals};
+use super::{agent, event, files, identity, output, signals};
 
 /// Longest kernel file, bytes.
 const KERNEL_MAX: u64 = 256 << 20;
@@ -40,6 +40,9 @@ pub fn bake(args: BakeArgs) -> Result<u8, Failure> {
         (args.bundle.clone(), args.force, args.format, args.console, args.json);
     let config = args.config.as_deref().map(Asked::read).transpose()?.unwrap_or_default();
     let asked = Bake::new(asked(args).over(config))?;
+    if !FormatVersion::readable().contains(&format) {
+        return Err(Failure::new(Kind::Usage, &EncodeError::Version { version: format }));
+    }
     let draft = Draft::create(&target, force)?;
     // From here on there is something to clean up, which a signal must not prevent.
     signals::clean_up_on_signal(draft.directory())?;
@@ -169,8 +172,15 @@ impl Baker {
                 file: file.clone(),
                 read_only: drive.read_only,
             });
-            if drive.read_only {
-                self.draft.add_file(&file, &drive.path, Sharing::Copy)?;
+            match (drive.read_only, drive.path.is_dir()) {
+                (true, false) => self.draft.add_file(&file, &drive.path, Sharing::Copy)?,
+                (true, true) => {
+                    let source = Source::Directory(drive.path.clone());
+                    rootfs::build(&source, &self.draft.directory().join(&file), None, &mut |_| {})?;
+                    self.draft.adopt(&file)?;
+                }
+                (false, false) => {}
+                (false, true) => return Err(writable_directory(drive)),
             }
         }
         Ok(drives)
@@ -188,17 +198,28 @@ impl Baker {
     fn run_guest(&mut self, parts: &Parts) -> Result<Frozen, Failure> {
         let events = self.warm_up_events()?;
         let mut machine = self.machine(parts)?;
+        let frozen = self.warm_and_freeze(&mut machine, parts, &events);
+        machine.leave();
+        frozen
+    }
+
+    fn warm_and_freeze(
+        &mut self,
+        machine: &mut Machine,
+        parts: &Parts,
+        events: &[crate::function::Event],
+    ) -> Result<Frozen, Failure> {
         let mut conversation = Conversation::cold(&parts.contract)?;
-        let mut drive = Drive::new(&mut machine, &mut conversation);
+        let mut drive = Drive::new(machine, &mut conversation);
         let warm_up = WarmUp {
-            events: &events,
+            events,
             ready_max: self.asked.boot_timeout + Duration::from_millis(parts.contract.ready_timeout_ms),
             event_max: Duration::from_millis(parts.contract.event_timeout_ms),
         };
         let progress = &mut self.progress;
         let used = vm::to_warm_point(&mut drive, &warm_up, &mut LogSink, &mut |phase| progress.phase(phase))?;
         let protocol = conversation.protocol().unwrap_or_default();
-        self.freeze(&mut machine, parts, used, protocol)
+        self.freeze(machine, parts, used, protocol)
     }
 
     fn warm_up_events(&self) -> Result<Vec<crate::function::Event>, Failure> {
@@ -213,6 +234,7 @@ impl Baker {
             shape: self.shape(),
             image: &parts.image,
             command_line: parts.command_line.clone(),
+            generation: identity::random()?,
             drives: setups,
             console: self.console.writer(),
         };
@@ -241,9 +263,10 @@ impl Baker {
         protocol: u16,
     ) -> Result<Frozen, Failure> {
         self.progress.phase("Writing state and memory");
-        let frozen = machine.freeze()?;
+        let mut frozen = machine.freeze()?;
         self.draft.add_bytes(names::STATE, &frozen.capture(self.format)?)?;
-        let memory = self.draft.write_memory(frozen.memory(), self.asked.memory_bytes, frozen.tsc_khz())?;
+        let memory =
+            self.draft.write_memory(frozen.memory(), &[], self.asked.memory_bytes, frozen.tsc_khz())?;
         for drive in parts.drives.iter().filter(|drive| !drive.read_only) {
             frozen.write_drive(&drive.id, &self.draft.new_file(&drive.file)?)?;
         }
@@ -294,6 +317,14 @@ fn no_release(path: &Path) -> Failure {
     Failure::text(
         Kind::Usage,
         format!("{} does not say which kernel release it is, so its modules cannot be found", path.display()),
+    )
+}
+
+fn writable_directory(drive: &DriveFile) -> Failure {
+    let (id, path) = (&drive.id, drive.path.display());
+    Failure::text(
+        Kind::Usage,
+        format!("The drive {id} is the directory {path}: set read_only = true for it, or name an ext4 image"),
     )
 }
 

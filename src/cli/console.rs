@@ -9,6 +9,9 @@ const TAIL_MAX: usize = 16 << 10;
 /// How many lines of it a message shows.
 const LINES_MAX: usize = 25;
 
+/// How Linux begins the line about its end.
+const PANIC: &str = "Kernel panic";
+
 /// The guest's console.
 #[derive(Debug, Clone)]
 pub struct Console {
@@ -35,8 +38,11 @@ impl Console {
         let mut kept = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
         let text = printable(kept.make_contiguous());
         let lines: Vec<&str> = text.lines().collect();
-        let last = &lines[lines.len().saturating_sub(LINES_MAX)..];
-        (!last.is_empty()).then(|| last.join("\n"))
+        let (before, last) = lines.split_at(lines.len().saturating_sub(LINES_MAX));
+        // The line that says why comes in front of a trace that may be longer than what is shown.
+        let reason = before.iter().rfind(|line| line.contains(PANIC)).into_iter();
+        let shown: Vec<&str> = reason.chain(last).copied().collect();
+        (!shown.is_empty()).then(|| shown.join("\n"))
     }
 }
 
@@ -77,6 +83,17 @@ mod tests {
         assert_eq!(tail.lines().count(), LINES_MAX);
         assert!(tail.ends_with("line 4999[2J"));
         assert!(console.tail.lock().unwrap().len() <= TAIL_MAX);
+    }
+
+    #[test]
+    fn the_reason_of_a_panic_is_shown_in_front_of_a_long_trace() {
+        let mut console = Console::new(false);
+        writeln!(console, "booting\nKernel panic - not syncing: out of patience").unwrap();
+        for n in 0..50 {
+            writeln!(console, "trace {n}").unwrap();
+        }
+        let tail = console.tail().unwrap();
+        assert!(tail.starts_with("Kernel panic - not syncing: out of patience\ntrace 25\n"), "{tail}");
     }
 
     #[test]

@@ -2,22 +2,53 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::function::RestoreMessage;
+use crate::faults::{Fault, injected};
+use crate::function::{GENERATION_LEN, MACHINE_ID_LEN, RestoreMessage};
 
 use super::failure::{Failure, Kind};
 
-/// A fresh restore message: random generation and entropy from the host's kernel, the time of now, and `env`.
+/// What the user asks of a clone's identity.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked<'a> {
+    /// Host name.
+    pub host_name: Option<&'a str>,
+    /// Machine id.
+    pub machine_id: Option<[u8; MACHINE_ID_LEN]>,
+    /// Environment beside the bundle's.
+    pub env: &'a [(String, String)],
+}
+
+/// A fresh restore message: random generation and entropy from the host's kernel, names made from the generation unless
+/// they are asked for.
 ///
 /// # Errors
 /// The host's generator gives nothing, or its clock stands before 1970: a clone could not become unique or on time.
-pub fn restore_message(env: &[(String, String)]) -> Result<RestoreMessage, Failure> {
-    let since = since_epoch()?;
+pub fn restore_message(asked: Asked<'_>) -> Result<RestoreMessage, Failure> {
+    since_epoch()?;
+    let generation = random()?;
+    let with_names = !injected(Fault::NamesAbsent);
+    let host_name = asked.host_name.map_or_else(|| host_name(generation), str::to_owned);
+    let machine_id = asked.machine_id.unwrap_or_else(|| machine_id(generation));
     Ok(RestoreMessage {
-        generation: random()?,
+        generation,
         entropy: random()?,
-        unix_time_ns: u64::try_from(since.as_nanos()).unwrap_or(u64::MAX),
-        env: env.iter().cloned().collect(),
+        host_name: if with_names { host_name } else { String::new() },
+        machine_id: with_names.then_some(machine_id),
+        env: asked.env.iter().cloned().collect(),
     })
+}
+
+/// `clone-` and the first 8 digits of the generation.
+fn host_name(generation: [u8; GENERATION_LEN]) -> String {
+    format!("clone-{:08x}", u128::from_be_bytes(generation) >> 96)
+}
+
+/// The generation with the mark of a random UUID (RFC 9562, section 5.4), as machine-id(5) wants it.
+fn machine_id(generation: [u8; GENERATION_LEN]) -> [u8; MACHINE_ID_LEN] {
+    const VERSION: u128 = 0xf << 76;
+    const VARIANT: u128 = 0x3 << 62;
+    let number = u128::from_be_bytes(generation) & !(VERSION | VARIANT);
+    (number | 4 << 76 | 2 << 62).to_be_bytes()
 }
 
 /// The host's wall clock.
@@ -53,4 +84,27 @@ pub fn random<const N: usize>() -> Result<[u8; N], Failure> {
 pub fn random_duration(max: Duration) -> Result<Duration, Failure> {
     let fraction = f64::from(u32::from_le_bytes(random()?)) / f64::from(u32::MAX);
     Ok(max.mul_f64(fraction))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_from_the_generation() {
+        let mut generation = [0xff; GENERATION_LEN];
+        generation[0] = 1;
+        assert_eq!(host_name(generation), "clone-01ffffff");
+        let id = machine_id(generation);
+        assert_eq!((id[0], id[6], id[8], id[15]), (1, 0x4f, 0xbf, 0xff));
+    }
+
+    #[test]
+    fn what_is_asked_for_is_taken_and_the_rest_is_fresh() {
+        let asked = Asked { host_name: Some("db-1"), machine_id: Some([5; 16]), env: &[] };
+        let (one, two) = (restore_message(asked).unwrap(), restore_message(asked).unwrap());
+        assert_eq!((one.host_name.as_str(), one.machine_id), ("db-1", Some([5; 16])));
+        assert_ne!(one.generation, two.generation);
+        assert_ne!(one.entropy, two.entropy);
+    }
 }

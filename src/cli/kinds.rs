@@ -67,6 +67,7 @@ impl ToFailure for SessionError {
             | SessionError::WrongInterface { .. }
             | SessionError::Request { .. }
             | SessionError::Env { .. }
+            | SessionError::HostName { .. }
             | SessionError::Contract { .. } => Kind::Usage,
             SessionError::Version { .. } => Kind::BadBundle,
             SessionError::NotUnique { .. } => Kind::NotUnique,
@@ -90,6 +91,7 @@ impl ToFailure for InvokeError {
         match self {
             InvokeError::Drive(error) => error.kind(),
             InvokeError::Session(error) => error.kind(),
+            InvokeError::NotUnique(_) => Kind::NotUnique,
             InvokeError::Sink(_) => Kind::Internal,
         }
     }

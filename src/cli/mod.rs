@@ -16,6 +16,7 @@ mod inspect;
 mod kinds;
 mod output;
 mod progress;
+mod rebake;
 mod report;
 mod run;
 mod shell;
@@ -34,8 +35,7 @@ use failure::{Failure, Kind};
 /// Parses the command line, runs the command, prints a failure once, and gives the exit code.
 pub fn main() -> ExitCode {
     let mut timeline = Timeline::of_process();
-    let is_run = std::env::args_os().nth(1).is_some_and(|word| word == "run");
-    let code = if is_run {
+    let code = if is_apart() {
         apart::in_child(|| {
             timeline.mark("fork");
             command(timeline)
@@ -45,6 +45,14 @@ pub fn main() -> ExitCode {
         command(timeline)
     };
     ExitCode::from(code)
+}
+
+/// Whether the command is a `run`, whose end nobody should wait for. One that makes a bundle stays in this process, which cleans
+/// up when a signal ends it.
+fn is_apart() -> bool {
+    let mut words = std::env::args_os().skip(1);
+    words.next().is_some_and(|word| word == "run")
+        && !words.any(|word| word.as_encoded_bytes().starts_with(b"--bake-to"))
 }
 
 fn command(mut timeline: Timeline) -> u8 {

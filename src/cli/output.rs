@@ -9,6 +9,7 @@ use crate::config::Size;
 
 use super::bake::BakeReport;
 use super::failure::{Failure, Kind};
+use super::rebake::Rebaked;
 use super::report::Report;
 use super::run::Row;
 
@@ -49,11 +50,25 @@ pub fn timing(report: &Report) {
     }
     let sum: f64 = report.phases().iter().map(|(_, took)| took).sum();
     rows.add_row(["sum".to_owned(), format!("{sum:.0}")]);
-    eprintln!("{rows}\nblock requests: {}", report.block_requests());
+    // The answer that stands before it on a terminal may have no line end.
+    eprintln!("\n{rows}\nblock requests: {}", report.block_requests());
     let events = report.events_us();
     if events.len() > 1 {
         let all: Vec<String> = events.iter().map(|us| format!("{us:.0}")).collect();
         eprintln!("events (us): {}", all.join(" "));
+    }
+}
+
+/// What became of `--bake-to`, on standard error: standard output is the function's.
+pub fn rebaked(report: &Report) {
+    match report.rebaked() {
+        Some(Rebaked { bundle, content_bytes, leftover }) => {
+            eprintln!("ember: baked {}, {} of memory", bundle.display(), Size(*content_bytes));
+            if let Some(old) = leftover {
+                eprintln!("ember: the replaced bundle could not be removed and lies at {}", old.display());
+            }
+        }
+        None => eprintln!("ember: nothing was baked, because the function failed"),
     }
 }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::vm::{ANSWERED, FIRST_ANSWER, FIRST_INSTRUCTION, Timeline};
 
 use super::failure::{Failure, Kind};
+use super::rebake::Rebaked;
 use super::run::{Lived, Row};
 use super::sink::Collected;
 use super::statistics::Distribution;
@@ -19,6 +20,8 @@ pub struct Report {
     result: Result<Told, ToldFailure>,
     /// Phases and their microseconds, in order.
     phases: Vec<(String, f64)>,
+    /// CLOCK_MONOTONIC at the process's start, nanoseconds.
+    start_ns: u64,
     /// Microseconds from the process's start to each of the marks that people ask for.
     restore_us: Option<f64>,
     first_answer_us: Option<f64>,
@@ -31,6 +34,7 @@ struct Told {
     exit_code: i32,
     events_us: Vec<f64>,
     block_requests: u64,
+    rebaked: Option<Rebaked>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -53,6 +57,7 @@ impl Report {
                 exit_code: lived.exit_code,
                 events_us: lived.events.into_iter().map(us).collect(),
                 block_requests: lived.block_requests,
+                rebaked: lived.rebaked,
             })
             .map_err(|failure| ToldFailure {
                 code: failure.kind().code(),
@@ -62,6 +67,7 @@ impl Report {
         Report {
             result,
             phases: timeline.phases().into_iter().map(|(name, took)| (name.to_owned(), us(took))).collect(),
+            start_ns: timeline.start_ns(),
             restore_us: timeline.until(FIRST_INSTRUCTION).map(us),
             first_answer_us: timeline.until(FIRST_ANSWER).map(us),
             answered_us: timeline.until(ANSWERED).map(us),
@@ -120,23 +126,38 @@ impl Report {
         self.result.as_ref().map_or(0, |told| told.block_requests)
     }
 
+    /// The bundle that the clone became.
+    pub fn rebaked(&self) -> Option<&Rebaked> {
+        self.result.as_ref().ok()?.rebaked.as_ref()
+    }
+
     /// For `--json`.
     pub fn to_json(&self, timing: bool) -> serde_json::Value {
         let mut object = serde_json::json!({
             "exit_code": self.result.as_ref().map_or(0, |told| told.exit_code),
             "answer": self.answer,
         });
+        if let Some(rebaked) = self.rebaked() {
+            object["baked"] = serde_json::json!(rebaked);
+        }
         if timing {
-            object["timing"] = serde_json::json!({
-                "phases_us": self.phases,
-                "restore_to_first_instruction_us": self.restore_us,
-                "first_answer_us": self.first_answer_us,
-                "answered_us": self.answered_us,
-                "events_us": self.events_us(),
-                "block_requests": self.block_requests(),
-            });
+            object["timing"] = self.timing_json();
         }
         object
+    }
+
+    /// For `--timing=json`. Everything counts from the start of the process, which `start_monotonic_ns` gives on a clock that
+    /// whoever spawned it can read too.
+    pub fn timing_json(&self) -> serde_json::Value {
+        serde_json::json!({
+            "start_monotonic_ns": self.start_ns,
+            "phases_us": self.phases,
+            "restore_to_first_instruction_us": self.restore_us,
+            "first_answer_us": self.first_answer_us,
+            "answered_us": self.answered_us,
+            "events_us": self.events_us(),
+            "block_requests": self.block_requests(),
+        })
     }
 }
 

@@ -9,17 +9,18 @@ use std::time::{Duration, Instant};
 use crate::bundle::Bundle;
 use crate::function::{Conversation, Event};
 use crate::jail::{Forked, fork_machine};
-use crate::vm::{self, Drive, Machine, Timeline};
+use crate::vm::{self, Drive, Timeline};
 
 use super::apart::{died, pipe};
-use super::args::RunArgs;
+use super::args::{RunArgs, TimingFormat};
 use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::identity;
+use super::rebake::{Rebake, Rebaked};
 use super::report::{Report, ToldTimes};
 use super::sink::Sink;
 use super::statistics::Distribution;
-use super::{event, output};
+use super::{event, output, signals};
 
 /// Runs the command; gives the function's exit code.
 ///
@@ -28,40 +29,29 @@ use super::{event, output};
 pub fn run(args: &RunArgs, mut timeline: Timeline) -> Result<u8, Failure> {
     let bundle = Bundle::open(&args.bundle)?;
     timeline.mark("open bundle");
-    let function = &bundle.manifest().function;
-    let event = event::from_args(&args.event, function.interface, limit(args, &bundle))?;
+    let limit = limit(args, &bundle);
+    let event = event::from_args(&args.event, bundle.manifest().function.interface, limit)?;
     timeline.mark("read event");
+    let run = Run { args, bundle: &bundle, event: &event, limit };
     match args.count {
-        None => conclude(args, &life(args, &bundle, &event, timeline)),
-        Some(count) => repeated(args, &bundle, &event, count),
+        None => conclude(args, &run.life(begin_rebake(args)?, timeline)),
+        Some(count) => run.repeated(count),
     }
 }
 
-/// One clone in a process of its own, to whose end this one waits: the next clone's time must not hold it.
-fn apart(args: &RunArgs, bundle: &Bundle, event: &Event) -> Result<Report, Failure> {
-    let (reader, writer) = pipe()?;
-    let timeline = Timeline::start();
-    match fork_machine()? {
-        Forked::Machine => {
-            drop(reader);
-            // A parent that is gone needs no report, and nobody is left to tell.
-            life(args, bundle, event, timeline).send(writer).ok();
-            std::process::exit(0)
-        }
-        Forked::Parent(machine) => {
-            drop(writer);
-            let Some(report) = Report::receive(reader)? else { return Err(died(&machine)) };
-            machine.wait().map_err(|e| Failure::new(Kind::Internal, &e))?;
-            Ok(report)
-        }
-    }
+/// Longest time of one event.
+fn limit(args: &RunArgs, bundle: &Bundle) -> Duration {
+    let contract = Duration::from_millis(bundle.manifest().function.event_timeout_ms);
+    args.timeout.map_or(contract, |span| span.0)
 }
 
-/// A clone's whole life in this process.
-fn life(args: &RunArgs, bundle: &Bundle, event: &Event, mut timeline: Timeline) -> Report {
-    let mut sink = Sink::new(args.json, args.include, bundle.manifest().function.interface);
-    let outcome = live(args, bundle, event, &mut timeline, &mut sink);
-    Report::new(outcome, &timeline, sink.into_collected())
+/// The place for a bundle of the clone, when one is asked for.
+fn begin_rebake(args: &RunArgs) -> Result<Option<Rebake>, Failure> {
+    let rebake = Rebake::begin(args)?;
+    if let Some(rebake) = &rebake {
+        signals::clean_up_on_signal(rebake.directory())?;
+    }
+    Ok(rebake)
 }
 
 /// What a life came to.
@@ -73,115 +63,158 @@ pub struct Lived {
     pub events: Vec<Duration>,
     /// Block requests from the start to the last answer.
     pub block_requests: u64,
+    /// The bundle that the clone has become.
+    pub rebaked: Option<Rebaked>,
 }
 
-fn live(
-    args: &RunArgs,
-    bundle: &Bundle,
-    event: &Event,
-    timeline: &mut Timeline,
-    sink: &mut Sink,
-) -> Result<Lived, Failure> {
-    let console = Console::new(args.console);
-    let outcome = if args.cold {
-        live_cold(args, bundle, event, &console, timeline, sink)
-    } else {
-        live_warm(args, bundle, event, &console, timeline, sink)
-    };
-    outcome.map_err(|failure| failure.with_detail(console.tail()))
+/// What is run.
+#[derive(Debug, Clone, Copy)]
+struct Run<'a> {
+    args: &'a RunArgs,
+    bundle: &'a Bundle,
+    event: &'a Event,
+    /// Longest time of one event.
+    limit: Duration,
 }
 
-fn live_warm(
-    args: &RunArgs,
-    bundle: &Bundle,
-    event: &Event,
-    console: &Console,
-    timeline: &mut Timeline,
-    sink: &mut Sink,
-) -> Result<Lived, Failure> {
-    let manifest = bundle.manifest();
-    let machine = keep(vm::restore(bundle, console.writer(), timeline)?);
-    let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
-    let mut drive = Drive::new(machine, &mut conversation);
-    vm::wake(&mut drive, &identity::restore_message(&args.env)?, timeline)?;
-    events(args, bundle, event, &mut drive, timeline, sink)
-}
-
-fn live_cold(
-    args: &RunArgs,
-    bundle: &Bundle,
-    event: &Event,
-    console: &Console,
-    timeline: &mut Timeline,
-    sink: &mut Sink,
-) -> Result<Lived, Failure> {
-    let contract = &bundle.manifest().function;
-    let machine = keep(vm::boot_again(bundle, console.writer(), timeline)?);
-    let mut conversation = Conversation::cold(contract)?;
-    let mut drive = Drive::new(machine, &mut conversation);
-    timeline.mark(vm::FIRST_INSTRUCTION);
-    let limit =
-        args.timeout.map_or(vm::BOOT_MAX + Duration::from_millis(contract.ready_timeout_ms), |span| span.0);
-    vm::boot_to_ready(&mut drive, Some(Instant::now() + limit), sink)?;
-    timeline.mark("boot to ready");
-    events(args, bundle, event, &mut drive, timeline, sink)
-}
-
-/// Keeps a machine as long as the process: its teardown is the kernel's, after everybody has their answer.
-fn keep(machine: Machine) -> &'static mut Machine {
-    Box::leak(Box::new(machine))
-}
-
-fn events(
-    args: &RunArgs,
-    bundle: &Bundle,
-    event: &Event,
-    drive: &mut Drive<'_>,
-    timeline: &mut Timeline,
-    sink: &mut Sink,
-) -> Result<Lived, Failure> {
-    let limit = limit(args, bundle);
-    let mut lived = Lived { exit_code: 0, events: Vec::new(), block_requests: 0 };
-    for number in 0..args.repeat {
-        let begin = Instant::now();
-        if number > 0 {
-            vm::next_turn(drive, Some(begin + limit))?;
+impl Run<'_> {
+    /// `--count`: fresh clones one after the other, and the distribution of their times.
+    fn repeated(&self, count: u32) -> Result<u8, Failure> {
+        let mut times = ToldTimes::default();
+        let mut last = 0;
+        for _ in 0..count {
+            let report = self.apart()?;
+            last = report.outcome()?;
+            times.add(&report);
         }
-        lived.exit_code = vm::invoke(drive, event, Some(begin + limit), sink, timeline)?;
-        lived.events.push(begin.elapsed());
+        output::distributions(self.args.json, &times.into_rows(), count)?;
+        Ok(last)
     }
-    lived.block_requests = drive.machine().devices().block_requests();
-    Ok(lived)
-}
 
-/// Longest time of one event.
-fn limit(args: &RunArgs, bundle: &Bundle) -> Duration {
-    let contract = Duration::from_millis(bundle.manifest().function.event_timeout_ms);
-    args.timeout.map_or(contract, |span| span.0)
+    /// One clone in a process of its own, to whose end this one waits: the next clone's time must not hold it.
+    fn apart(&self) -> Result<Report, Failure> {
+        let (reader, writer) = pipe()?;
+        let timeline = Timeline::start();
+        match fork_machine()? {
+            Forked::Machine => {
+                drop(reader);
+                // A parent that is gone needs no report, and nobody is left to tell.
+                self.life(None, timeline).send(writer).ok();
+                std::process::exit(0)
+            }
+            Forked::Parent(machine) => {
+                drop(writer);
+                let Some(report) = Report::receive(reader)? else { return Err(died(&machine)) };
+                machine.wait().map_err(|e| Failure::new(Kind::Internal, &e))?;
+                Ok(report)
+            }
+        }
+    }
+
+    /// A clone's whole life in this process.
+    fn life(&self, rebake: Option<Rebake>, mut timeline: Timeline) -> Report {
+        let interface = self.bundle.manifest().function.interface;
+        let mut sink = Sink::new(self.args.json, self.args.include, interface);
+        let console = Console::new(self.args.console);
+        let outcome = if self.args.cold {
+            self.cold(&console, &mut timeline, &mut sink)
+        } else {
+            self.warm(rebake, &console, &mut timeline, &mut sink)
+        };
+        let outcome = outcome.map_err(|failure| failure.with_detail(console.tail()));
+        Report::new(outcome, &timeline, sink.into_collected())
+    }
+
+    fn warm(
+        &self,
+        rebake: Option<Rebake>,
+        console: &Console,
+        timeline: &mut Timeline,
+        sink: &mut Sink,
+    ) -> Result<Lived, Failure> {
+        let message = identity::restore_message(identity::Asked {
+            host_name: self.args.hostname.as_deref(),
+            machine_id: self.args.machine_id,
+            env: &self.args.env,
+        })?;
+        let manifest = self.bundle.manifest();
+        let mut machine = vm::restore(self.bundle, message.generation, console.writer(), timeline)?;
+        let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
+        let mut drive = Drive::new(&mut machine, &mut conversation);
+        let outcome = vm::wake(&mut drive, &message, sink, timeline)
+            .map_err(Failure::from)
+            .and_then(|()| self.events(&mut drive, timeline, sink))
+            .and_then(|lived| self.bake_again(rebake, lived, &mut drive, timeline, sink));
+        machine.leave();
+        outcome
+    }
+
+    /// As in a bake, an event that fails makes no warm point.
+    fn bake_again(
+        &self,
+        rebake: Option<Rebake>,
+        mut lived: Lived,
+        drive: &mut Drive<'_>,
+        timeline: &mut Timeline,
+        sink: &mut Sink,
+    ) -> Result<Lived, Failure> {
+        if let Some(rebake) = rebake.filter(|_| lived.exit_code == 0) {
+            lived.rebaked = Some(rebake.bake(self.bundle, drive, self.limit, sink, timeline)?);
+        }
+        Ok(lived)
+    }
+
+    fn cold(&self, console: &Console, timeline: &mut Timeline, sink: &mut Sink) -> Result<Lived, Failure> {
+        let contract = &self.bundle.manifest().function;
+        let mut machine = vm::boot_again(self.bundle, identity::random()?, console.writer(), timeline)?;
+        let mut conversation = Conversation::cold(contract)?;
+        let mut drive = Drive::new(&mut machine, &mut conversation);
+        timeline.mark(vm::FIRST_INSTRUCTION);
+        let ready_max = vm::BOOT_MAX + Duration::from_millis(contract.ready_timeout_ms);
+        let ready_max = self.args.timeout.map_or(ready_max, |span| span.0);
+        let ready = vm::boot_to_ready(&mut drive, Some(Instant::now() + ready_max), sink);
+        timeline.mark("boot to ready");
+        let outcome = ready.map_err(Failure::from).and_then(|()| self.events(&mut drive, timeline, sink));
+        machine.leave();
+        outcome
+    }
+
+    fn events(
+        &self,
+        drive: &mut Drive<'_>,
+        timeline: &mut Timeline,
+        sink: &mut Sink,
+    ) -> Result<Lived, Failure> {
+        let mut lived = Lived { exit_code: 0, events: Vec::new(), block_requests: 0, rebaked: None };
+        for number in 0..self.args.repeat {
+            let begin = Instant::now();
+            if number > 0 {
+                vm::next_turn(drive, Some(begin + self.limit))?;
+            }
+            lived.exit_code = vm::invoke(drive, self.event, Some(begin + self.limit), sink, timeline)?;
+            lived.events.push(begin.elapsed());
+        }
+        lived.block_requests = drive.machine().devices().block_requests();
+        Ok(lived)
+    }
 }
 
 /// Prints what the user asked for; gives the function's exit code.
 fn conclude(args: &RunArgs, report: &Report) -> Result<u8, Failure> {
     let exit_code = report.outcome()?;
     if args.json {
-        output::json(&report.to_json(args.timing))?;
-    } else if args.timing {
-        output::timing(report);
+        output::json(&report.to_json(args.timing.is_some()))?;
+        return Ok(exit_code);
+    }
+    match args.timing {
+        Some(TimingFormat::Table) => output::timing(report),
+        Some(TimingFormat::Json) => eprintln!("{}", report.timing_json()),
+        None => {}
+    }
+    if args.bake_to.is_some() && !args.json {
+        output::rebaked(report);
     }
     Ok(exit_code)
-}
-
-/// `--count`: fresh clones one after the other, and the distribution of their times.
-fn repeated(args: &RunArgs, bundle: &Bundle, event: &Event, count: u32) -> Result<u8, Failure> {
-    let mut times = ToldTimes::default();
-    let mut last = 0;
-    for _ in 0..count {
-        let report = apart(args, bundle, event)?;
-        last = report.outcome()?;
-        times.add(&report);
-    }
-    output::distributions(args.json, &times.into_rows(), count)?;
-    Ok(last)
 }
 
 /// A named row of a table of times.

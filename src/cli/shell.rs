@@ -1,5 +1,6 @@
 //! `ember completions` and `ember man`, made from the command line's own description.
 
+use std::io::Write;
 use std::path::Path;
 
 use clap::CommandFactory;
@@ -10,9 +11,13 @@ use super::failure::{Failure, Kind};
 /// Prints a completion script.
 ///
 /// # Errors
-/// None today.
+/// Standard output is closed.
 pub fn completions(shell: clap_complete::Shell) -> Result<u8, Failure> {
-    clap_complete::generate(shell, &mut Cli::command(), "ember", &mut std::io::stdout());
+    // Into memory first: the generator panics where it cannot write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "ember", &mut script);
+    let mut out = std::io::stdout().lock();
+    out.write_all(&script).and_then(|()| out.flush()).map_err(|e| Failure::new(Kind::Internal, &e))?;
     Ok(0)
 }
 

@@ -83,12 +83,14 @@ impl Sink {
         match piece {
             Notice::Output { stream, .. } => self.prints_answer && *stream == Stream::Stdout,
             Notice::Head { .. } => self.include,
+            Notice::Log { .. } => false,
             _ => true,
         }
     }
 
     fn write(&self, piece: Notice, is_answer: bool) -> io::Result<()> {
         match piece {
+            Notice::Log { bytes } => write_all(rustix::stdio::stderr(), &bytes),
             Notice::Output { bytes, .. } if !is_answer => write_all(rustix::stdio::stderr(), &bytes),
             Notice::Output { bytes, .. } | Notice::Answer { bytes } => {
                 write_all(rustix::stdio::stdout(), &bytes)
@@ -120,6 +122,7 @@ impl AnswerSink for Sink {
 impl Buffers {
     fn take(&mut self, piece: Notice, is_answer: bool) -> io::Result<()> {
         match piece {
+            Notice::Log { bytes } => append(&mut self.log, &bytes)?,
             Notice::Output { bytes, .. } if !is_answer => append(&mut self.log, &bytes)?,
             Notice::Output { bytes, .. } | Notice::Answer { bytes } => append(&mut self.output, &bytes)?,
             Notice::Head { status, headers } => (self.status, self.headers) = (Some(status), headers),

@@ -136,7 +136,8 @@ pub struct AskedLambda {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AskedDrive {
-    /// Image file; it is copied into the bundle and never written.
+    /// Image file; it is copied into the bundle and never written. For a read-only drive also a directory, of which an image is
+    /// made.
     pub path: PathBuf,
     /// Whether the guest may not write to it.
     #[serde(default)]

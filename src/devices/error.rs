@@ -92,6 +92,9 @@ pub enum DeviceError {
         /// How many.
         bytes: usize,
     },
+    /// Guest memory ends before the VM Generation ID.
+    #[error("The guest's memory ends before the place of the VM Generation ID")]
+    NoGeneration,
     /// A section could not be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),

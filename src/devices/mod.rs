@@ -15,6 +15,7 @@ mod serial;
 mod states;
 mod table;
 mod virtio;
+mod vmgenid;
 mod vsock;
 
 use std::fmt;
@@ -24,6 +25,7 @@ use std::io::Write;
 pub use error::{DeviceError, StateFault};
 pub use states::DeviceStates;
 pub use table::{DeviceTable, Doorbell, EventToken, VirtioWindow};
+pub use vmgenid::GENERATION_LEN;
 
 /// What the machine gives its devices.
 pub struct DeviceSetup {
@@ -33,6 +35,8 @@ pub struct DeviceSetup {
     pub vsock_cid: Option<u64>,
     /// Whether there is an entropy device.
     pub rng: bool,
+    /// What the VM Generation ID shows, for a machine that has one.
+    pub generation: Option<[u8; GENERATION_LEN]>,
     /// Whether there is a small guests' port device.
     pub port: bool,
     /// Where the serial port's output goes. May block; the guest does not wait for it.
@@ -41,11 +45,12 @@ pub struct DeviceSetup {
 
 impl fmt::Debug for DeviceSetup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DeviceSetup { drives, vsock_cid, rng, port, console: _ } = self;
+        let DeviceSetup { drives, vsock_cid, rng, generation, port, console: _ } = self;
         f.debug_struct("DeviceSetup")
             .field("drives", drives)
             .field("vsock_cid", vsock_cid)
             .field("rng", rng)
+            .field("generation", generation)
             .field("port", port)
             .finish_non_exhaustive()
     }

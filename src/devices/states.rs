@@ -66,6 +66,11 @@ impl DeviceStates {
         Saved::read(reader).map(|saved| DeviceStates(Some(saved)))
     }
 
+    /// Whether there is a guest that ran before.
+    pub(super) fn is_saved(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The saved state of one device; `None` when the machine boots.
     ///
     /// # Errors

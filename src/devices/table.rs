@@ -21,6 +21,7 @@ use super::rng::Rng;
 use super::serial::{self, SERIAL_LEN, Serial};
 use super::states::{DeviceStates, Kept};
 use super::virtio::{self, Parts, VirtioDevice, VirtioMmio};
+use super::vmgenid::{GENERATION_LEN, VmGenId};
 use super::vsock::{Vsock, VsockStream};
 use super::{ControlStream, DeviceSetup};
 
@@ -126,6 +127,7 @@ pub struct DeviceTable {
     drives: Vec<Shared<Block>>,
     serial: Arc<Mutex<Serial>>,
     serial_line: IrqLine,
+    vmgenid: Option<VmGenId>,
     port: Option<Arc<Mutex<Port>>>,
     control: Control,
 }
@@ -141,7 +143,7 @@ impl DeviceTable {
         requests: RequestLine,
         states: DeviceStates,
     ) -> Result<Self, DeviceError> {
-        let DeviceSetup { drives, vsock_cid, rng, port, console } = setup;
+        let DeviceSetup { drives, vsock_cid, rng, generation, port, console } = setup;
         let mut builder = Builder::new(memory, states, console)?;
         builder.add_power(&requests)?;
         for drive in drives {
@@ -153,6 +155,9 @@ impl DeviceTable {
         if rng {
             builder.add::<Rng>(())?;
         }
+        if let Some(generation) = generation {
+            builder.add_vmgenid(generation)?;
+        }
         if port {
             builder.add_port(requests)?;
         }
@@ -161,7 +166,8 @@ impl DeviceTable {
 
     /// Interrupt lines to be joined to the guest's interrupt controller.
     pub fn irq_lines(&self) -> impl Iterator<Item = &IrqLine> {
-        self.seats.iter().map(|seat| &seat.line).chain([&self.serial_line])
+        let vmgenid = self.vmgenid.as_ref().map(VmGenId::line);
+        self.seats.iter().map(|seat| &seat.line).chain([&self.serial_line]).chain(vmgenid)
     }
 
     /// Notifications to be taken out of the guest's way.
@@ -217,7 +223,13 @@ impl DeviceTable {
         if lock(&self.serial).interrupt_pending() {
             self.serial_line.trigger().map_err(DeviceError::Signal)?;
         }
-        Ok(())
+        self.vmgenid.as_mut().map_or(Ok(()), VmGenId::kick)
+    }
+
+    /// Waits a moment until the console's sink has what the guest printed last; what it prints from now on is lost.
+    pub fn end_console(&self) {
+        let last_words = lock(&self.serial).last_words();
+        last_words.wait();
     }
 
     /// The byte stream to the agent or the small guest.
@@ -244,6 +256,8 @@ impl DeviceTable {
             doorbells: _,
             doorbell_seats: _,
             serial_line: _,
+            // Another in every machine.
+            vmgenid: _,
             // The same devices as in `seats` and `port`.
             drives: _,
             control: _,
@@ -298,6 +312,7 @@ struct Builder {
     drives: Vec<Shared<Block>>,
     serial: Arc<Mutex<Serial>>,
     serial_line: IrqLine,
+    vmgenid: Option<VmGenId>,
     port: Option<Arc<Mutex<Port>>>,
     control: Control,
 }
@@ -325,6 +340,7 @@ impl Builder {
             drives: Vec::new(),
             serial,
             serial_line,
+            vmgenid: None,
             port: None,
             control: Control::None,
         })
@@ -344,6 +360,11 @@ impl Builder {
     fn add_vsock(&mut self, cid: u64) -> Result<(), DeviceError> {
         let (device, line) = self.add::<Vsock>(cid)?;
         self.control = Control::Vsock(VsockStream { device, line });
+        Ok(())
+    }
+
+    fn add_vmgenid(&mut self, generation: [u8; GENERATION_LEN]) -> Result<(), DeviceError> {
+        self.vmgenid = Some(VmGenId::new(generation, self.states.is_saved(), &self.memory)?);
         Ok(())
     }
 
@@ -417,6 +438,7 @@ impl Builder {
             drives: self.drives,
             serial: self.serial,
             serial_line: self.serial_line,
+            vmgenid: self.vmgenid,
             port: self.port,
             control: self.control,
         })

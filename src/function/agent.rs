@@ -5,9 +5,11 @@ use std::mem;
 
 use guest_protocol::{
     CONTRACT_MAX, Cause, Decoder, EventHead, Failure, GENERATION_LEN, Hello, PAYLOAD_MAX, Restore,
-    RestoreEntries, RestoreEntry, ToGuest, ToHost,
+    RestoreEntries, RestoreEntry, ToGuest, ToHost, is_host_name,
 };
 use snapshot_format::manifest::{FunctionContract, Interface};
+
+use crate::faults::{Fault, injected};
 
 use super::error::{LastOutput, SessionError};
 use super::event::Event;
@@ -64,6 +66,8 @@ pub struct AgentConversation {
     contract: FunctionContract,
     version: Option<Version>,
     is_clone: bool,
+    /// What the agent's greeting said.
+    has_generation_driver: Option<bool>,
     stage: Stage,
     /// Events whose answer is complete here while the agent has not said so yet.
     finished: u32,
@@ -89,6 +93,7 @@ impl AgentConversation {
             contract: contract.clone(),
             version,
             is_clone: version.is_some(),
+            has_generation_driver: None,
             stage,
             finished: 0,
             decoder: Decoder::new(),
@@ -106,12 +111,20 @@ impl AgentConversation {
         self.is_clone
     }
 
-    pub(super) fn restore(&mut self, message: &RestoreMessage) -> Result<(), SessionError> {
+    pub(super) fn has_generation_driver(&self) -> Option<bool> {
+        self.has_generation_driver
+    }
+
+    pub(super) fn restore(
+        &mut self,
+        message: &RestoreMessage,
+        unix_time_ns: u64,
+    ) -> Result<(), SessionError> {
         if !matches!(self.stage, Stage::Frozen) {
             return Err(SessionError::Order { what: "A restore message", when: "to a guest that runs" });
         }
         let entries = entries(message)?;
-        let RestoreMessage { generation, entropy, unix_time_ns, .. } = *message;
+        let RestoreMessage { generation, entropy, .. } = *message;
         let entries = RestoreEntries::from_bytes(&entries);
         self.say(ToGuest::Restore(Restore { generation, entropy, unix_time_ns, entries }));
         self.stage = Stage::Restoring { generation };
@@ -196,27 +209,48 @@ impl AgentConversation {
 
     fn take_frames(&mut self, decoder: &mut Decoder) -> Result<(), SessionError> {
         while let Some(raw) = decoder.next_frame()? {
-            self.heed(ToHost::decode(raw)?)?;
+            for frame in with_faults(ToHost::decode(raw)?).into_iter().flatten() {
+                self.heed(frame)?;
+            }
         }
         Ok(())
     }
 
-    /// Whatever goes wrong before the acknowledgement has one meaning: this clone is not known to be unique.
+    /// Whatever goes wrong before the acknowledgement has one meaning: this clone is not known to be unique. Nothing that it
+    /// said counts then, not even an acknowledgement that nobody has seen yet.
     fn fail(&mut self, error: SessionError) -> SessionError {
-        match mem::replace(&mut self.stage, Stage::Failed) {
+        let error = match mem::replace(&mut self.stage, Stage::Failed) {
             Stage::Frozen | Stage::Restoring { .. } if !matches!(error, SessionError::NotUnique { .. }) => {
-                SessionError::NotUnique { reason: error.to_string() }
+                self.not_unique(error.to_string())
             }
             _ => error,
+        };
+        if matches!(error, SessionError::NotUnique { .. }) {
+            self.notices.clear();
         }
+        error
+    }
+
+    fn not_unique(&self, reason: impl Into<String>) -> SessionError {
+        SessionError::NotUnique { reason: reason.into(), last_output: self.tail.text() }
     }
 
     fn heed(&mut self, frame: ToHost<'_>) -> Result<(), SessionError> {
         match (&mut self.stage, frame) {
             (_, ToHost::Failed(failure)) => return Err(self.failure(&failure)),
             (Stage::Greeting, ToHost::Hello(hello)) => return self.greet(&hello),
-            (Stage::Greeting | Stage::Frozen | Stage::Restoring { .. }, ToHost::Output { .. }) => {
+            (Stage::Greeting | Stage::Frozen, ToHost::Output { .. } | ToHost::Log { .. }) => {
                 return Err(self.unexpected(&frame));
+            }
+            // What a command prints is its answer, and there is no event yet.
+            (Stage::Restoring { .. }, ToHost::Output { .. })
+                if self.contract.interface == Interface::Exec =>
+            {
+                return Err(self.unexpected(&frame));
+            }
+            (_, ToHost::Log { bytes }) => {
+                self.tail.push(bytes);
+                self.notices.push_back(Notice::Log { bytes: bytes.to_vec() });
             }
             (_, ToHost::Output { stream, bytes }) => {
                 self.tail.push(bytes);
@@ -231,10 +265,12 @@ impl AgentConversation {
             }
             (Stage::Restoring { generation: asked }, ToHost::Acknowledge { generation }) => {
                 if *asked != generation {
-                    let reason = "it acknowledged another generation than its own".to_owned();
-                    return Err(SessionError::NotUnique { reason });
+                    return Err(self.not_unique("it acknowledged another generation than its own"));
                 }
                 self.reach(Stage::Warm, Notice::Acknowledged);
+            }
+            (_, ToHost::Acknowledge { .. }) if self.is_clone => {
+                return Err(self.not_unique("it acknowledged when nobody had asked it to"));
             }
             (Stage::Answering(_), ToHost::Answer { bytes }) => return self.answer(bytes),
             (Stage::Answering(_), ToHost::Done { exit_code }) => return self.done(exit_code),
@@ -250,6 +286,7 @@ impl AgentConversation {
 
     fn greet(&mut self, hello: &Hello<'_>) -> Result<(), SessionError> {
         self.version = Some(Version::from_number(hello.protocol)?);
+        self.has_generation_driver = Some(hello.vmgenid);
         let json = encode(&self.contract)?;
         // One byte of each part tells whether it is the last.
         let mut parts = json.chunks(PAYLOAD_MAX - 1).peekable();
@@ -311,7 +348,7 @@ impl AgentConversation {
         let status = failure.status;
         let what = match failure.cause {
             Cause::Guest | Cause::Protocol => return SessionError::Guest { text },
-            Cause::Restore => return SessionError::NotUnique { reason: text },
+            Cause::Restore => return self.not_unique(text),
             Cause::Start => format!("could not be started: {text}"),
             Cause::Exited => format!("ended with exit code {status} {}", self.when()),
             Cause::Killed => format!("was killed by signal {status} {}", self.when()),
@@ -347,13 +384,19 @@ impl AgentConversation {
         }
     }
 
+    pub(super) fn is_unacknowledged(&self) -> bool {
+        matches!(self.stage, Stage::Restoring { .. })
+    }
+
+    pub(super) fn is_late(&mut self) -> SessionError {
+        let error = self.not_unique("it acknowledged its restore message too late");
+        self.fail(error)
+    }
+
     pub(super) fn time_out(&self) -> SessionError {
         let last_output = self.tail.text();
         match self.stage {
-            Stage::Restoring { .. } => {
-                let reason = "it did not acknowledge its restore message in time".to_owned();
-                SessionError::NotUnique { reason }
-            }
+            Stage::Restoring { .. } => self.not_unique("it did not acknowledge its restore message in time"),
             Stage::Starting => {
                 SessionError::Function { what: "did not get ready in time".to_owned(), last_output }
             }
@@ -392,9 +435,30 @@ fn encode(contract: &FunctionContract) -> Result<Vec<u8>, SessionError> {
     Ok(json)
 }
 
-/// The environment as entries of a restore frame.
+/// What the host hears of an agent that has a fault.
+fn with_faults(frame: ToHost<'_>) -> [Option<ToHost<'_>>; 2] {
+    match frame {
+        ToHost::Acknowledge { .. } if injected(Fault::AcknowledgeNever) => [None, None],
+        ToHost::Acknowledge { .. } if injected(Fault::AcknowledgeTwice) => [Some(frame), Some(frame)],
+        ToHost::Acknowledge { generation } if injected(Fault::AcknowledgeOld) => {
+            [Some(ToHost::Acknowledge { generation: generation.map(|byte| !byte) }), None]
+        }
+        frame => [Some(frame), None],
+    }
+}
+
+/// Names and environment as entries of a restore frame.
 fn entries(message: &RestoreMessage) -> Result<Vec<u8>, SessionError> {
     let mut entries = Vec::new();
+    if !message.host_name.is_empty() {
+        if !is_host_name(&message.host_name) {
+            return Err(SessionError::HostName { name: message.host_name.clone() });
+        }
+        RestoreEntry::HostName(&message.host_name).append_to(&mut entries);
+    }
+    if let Some(id) = message.machine_id {
+        RestoreEntry::MachineId(id).append_to(&mut entries);
+    }
     for (key, value) in &message.env {
         let refuse = |reason| Err(SessionError::Env { key: key.clone(), reason });
         if key.is_empty() || key.contains(['=', '\0']) {

@@ -105,10 +105,20 @@ pub enum SessionError {
         source: ResponseError,
     },
     /// A clone did not become unique; it must not serve.
-    #[error("The clone did not become unique and serves nothing: {reason}")]
+    #[error("The clone did not become unique and serves nothing: {reason}{last_output}")]
     NotUnique {
         /// Why.
         reason: String,
+        /// What hooks and the function wrote last.
+        last_output: LastOutput,
+    },
+    /// A host name that no host can have.
+    #[error(
+        "{name:?} is no host name: write 1 to 64 letters, digits, - and ., with a letter or digit at both ends"
+    )]
+    HostName {
+        /// The name.
+        name: String,
     },
     /// A deadline passed.
     #[error("The time limit passed while {waiting_for} was awaited{last_output}")]

@@ -17,7 +17,7 @@ use snapshot_format::manifest::{FunctionContract, Interface};
 pub use agent::AgentConversation;
 pub use error::{LastOutput, SessionError};
 pub use event::{Event, HttpRequest, LambdaEvent};
-pub use guest_protocol::Stream;
+pub use guest_protocol::{GENERATION_LEN, MACHINE_ID_LEN, Stream, UNIQUE_MAX, is_host_name};
 pub use port::PortConversation;
 pub use response::ResponseError;
 
@@ -41,6 +41,11 @@ pub enum Notice {
     Output {
         /// Where the function wrote it.
         stream: Stream,
+        /// What it wrote.
+        bytes: Vec<u8>,
+    },
+    /// A hook of the clone wrote something.
+    Log {
         /// What it wrote.
         bytes: Vec<u8>,
     },
@@ -71,8 +76,10 @@ pub struct RestoreMessage {
     pub generation: [u8; guest_protocol::GENERATION_LEN],
     /// From the host's generator, for this clone alone.
     pub entropy: [u8; guest_protocol::ENTROPY_LEN],
-    /// The host's wall clock, nanoseconds since the epoch.
-    pub unix_time_ns: u64,
+    /// One that the agent takes, see [`is_host_name`]; empty for that of the bundle.
+    pub host_name: String,
+    /// machine-id(5); `None` for that of the bundle.
+    pub machine_id: Option<[u8; guest_protocol::MACHINE_ID_LEN]>,
     /// Environment of the function that is not in the bundle; 64 KiB at most.
     pub env: BTreeMap<String, String>,
 }
@@ -82,7 +89,8 @@ impl std::fmt::Debug for RestoreMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RestoreMessage")
             .field("generation", &self.generation)
-            .field("unix_time_ns", &self.unix_time_ns)
+            .field("host_name", &self.host_name)
+            .field("machine_id", &self.machine_id)
             .field("env", &self.env.keys())
             .finish_non_exhaustive()
     }
@@ -128,13 +136,23 @@ impl Conversation {
         }
     }
 
-    /// Tells a clone what makes it unique. [`Notice::Acknowledged`] follows.
+    /// Whether the guest's kernel reseeds by itself when the VM Generation ID changes; `None` before the agent's greeting,
+    /// and for a small guest.
+    pub fn has_generation_driver(&self) -> Option<bool> {
+        match self {
+            Conversation::Agent(agent) => agent.has_generation_driver(),
+            Conversation::Port(_) => None,
+        }
+    }
+
+    /// Tells a clone what makes it unique, and the host's wall clock, nanoseconds since the epoch. [`Notice::Acknowledged`]
+    /// follows.
     ///
     /// # Errors
-    /// This is no clone, it was told already, or the environment cannot be told.
-    pub fn restore(&mut self, message: &RestoreMessage) -> Result<(), SessionError> {
+    /// This is no clone, it was told already, or the names or the environment cannot be told.
+    pub fn restore(&mut self, message: &RestoreMessage, unix_time_ns: u64) -> Result<(), SessionError> {
         match self {
-            Conversation::Agent(agent) => agent.restore(message),
+            Conversation::Agent(agent) => agent.restore(message, unix_time_ns),
             Conversation::Port(port) => port.restore(),
         }
     }
@@ -229,6 +247,19 @@ impl Conversation {
         match self {
             Conversation::Agent(agent) => agent.waiting_for(),
             Conversation::Port(port) => port.waiting_for(),
+        }
+    }
+
+    /// Whether a restore message was said and not acknowledged.
+    pub fn is_unacknowledged(&self) -> bool {
+        matches!(self, Conversation::Agent(agent) if agent.is_unacknowledged())
+    }
+
+    /// The error for an acknowledgement that came too late. Nothing is given to the clone after it.
+    pub fn is_late(&mut self) -> SessionError {
+        match self {
+            Conversation::Agent(agent) => agent.is_late(),
+            Conversation::Port(port) => port.time_out(),
         }
     }
 

@@ -40,9 +40,17 @@ impl PortConversation {
     }
 
     /// The guest has said that it is at its warm point.
-    pub fn warm(&mut self) {
+    ///
+    /// # Errors
+    /// It owes an answer: it stands still now and would never give one.
+    pub fn warm(&mut self) -> Result<(), SessionError> {
+        if self.stage == Stage::Answering {
+            let text = "it came to its warm point again and has not ended its answer".to_owned();
+            return Err(SessionError::Guest { text });
+        }
         self.stage = Stage::Warm;
         self.notices.push_back(Notice::Warm);
+        Ok(())
     }
 
     /// The guest has said that its answer is complete.
@@ -154,7 +162,7 @@ mod tests {
     fn a_small_guest_is_warmed_frozen_and_asked() {
         let mut port = PortConversation::cold();
         assert!(port.event(&event(b"early")).is_err());
-        port.warm();
+        port.warm().unwrap();
         port.event(&event(b"ping")).unwrap();
         assert_eq!(port.output(), b"ping");
         port.consume_output(2);
@@ -162,12 +170,20 @@ mod tests {
         port.done(3);
         assert_eq!(port.output(), b"", "the rest of the event is not for the next one");
         assert!(port.event(&event(b"early")).is_err());
-        port.warm();
+        port.warm().unwrap();
         port.prepare_freeze().unwrap();
         let notices: Vec<_> = std::iter::from_fn(|| port.next_notice()).collect();
         let answer = Notice::Answer { bytes: b"pong".to_vec() };
         let ready = Notice::ReadyToFreeze { mem_total: 0, mem_free: 0 };
         assert_eq!(notices, [Notice::Warm, answer, Notice::Done { exit_code: 3 }, Notice::Warm, ready]);
+    }
+
+    #[test]
+    fn a_guest_that_is_warm_again_before_it_has_answered_has_misspoken() {
+        let mut port = PortConversation::cold();
+        port.warm().unwrap();
+        port.event(&event(b"ping")).unwrap();
+        assert!(matches!(port.warm(), Err(SessionError::Guest { .. })));
     }
 
     #[test]

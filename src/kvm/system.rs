@@ -110,6 +110,11 @@ impl System {
         self.kvm.check_extension(cap)
     }
 
+    /// Whether a guest's TSC can run at another frequency than the host's (Documentation/virt/kvm/api.rst, 4.55).
+    pub fn scales_tsc(&self) -> bool {
+        self.has(Cap::TscControl)
+    }
+
     /// Creates an empty VM.
     ///
     /// # Errors

@@ -15,6 +15,11 @@ pub const VIRTIO_GSI_START: u32 = 5;
 /// GSIs 5 to 23 are the IOAPIC pins left to virtio devices.
 pub const VIRTIO_DEVICES_MAX: u32 = 19;
 
+/// GSI of the VM Generation ID's notification: the second serial port's, which the machine does not have.
+pub const VMGENID_GSI: u32 = 3;
+/// Where the VM Generation ID lies, 16 bytes in a page of their own among the ACPI tables.
+pub const VMGENID_ADDR: u64 = 0x000f_f000;
+
 /// ISA GSI of the first serial port.
 pub const SERIAL_GSI: u32 = 4;
 /// I/O port of the first serial port (8 ports long).
@@ -32,7 +37,7 @@ pub const KVM_TSS_ADDR: u64 = 0xfffb_d000;
 
 /// The EBDA/BIOS area: the ACPI tables lie here, marked reserved in the memory map.
 pub const ACPI_START: u64 = 0x000e_0000;
-/// First address behind the ACPI tables.
+/// First address behind the ACPI tables and the VM Generation ID.
 pub const ACPI_END: u64 = 0x0010_0000;
 
 /// One run of guest RAM.

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use memmap2::{MmapMut, MmapOptions};
@@ -115,26 +116,32 @@ fn failed(region: &Region) -> impl Fn(io::Error) -> MapError {
 /// Bytes copied out of guest memory at a time.
 const STEP: usize = 1 << 20;
 
-/// Hands out everything a guest in anonymous memory can have changed, in file order: `visit(offset in the memory file,
-/// bytes)`. Pages that were never touched read as zeros and are left out, without being faulted in.
+/// Hands out all of a guest's memory that may not be zero, in file order: `visit(offset in the memory file, bytes)`. That is
+/// every page that was touched, and of the pages that never were those in `behind`: the ranges of the file behind the
+/// mapping that have content, sorted; none for anonymous memory. Nothing else is read, and so nothing that is zero is
+/// brought in for it.
 ///
 /// The vCPUs must be paused: a page that changes while it is copied is copied torn.
 ///
 /// # Errors
 /// `visit`'s own, or the kernel's about which pages exist.
-pub fn visit_touched<E: From<io::Error>>(
+pub fn visit_content<E: From<io::Error>>(
     memory: &GuestMemory,
+    behind: &[Range<u64>],
     mut visit: impl FnMut(u64, &[u8]) -> Result<(), E>,
 ) -> Result<(), E> {
     let page = rustix::param::page_size();
     let pagemap = File::open("/proc/self/pagemap")?;
     let mut buffer = vec![0u8; STEP];
+    let mut behind = behind;
     let mut file_offset = 0u64;
     for region in memory.iter() {
         let len = usize::try_from(region.len()).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
         for at in (0..len).step_by(STEP) {
             let step = slice(region, at, STEP.min(len - at))?;
-            for (first, count) in runs(&touched_pages(&pagemap, &step, page)?) {
+            let mut pages = touched_pages(&pagemap, &step, page)?;
+            mark(&mut pages, &mut behind, file_offset + at as u64, page as u64);
+            for (first, count) in runs(&pages) {
                 let start = first * page;
                 let bytes = (count * page).min(step.len() - start);
                 slice(region, at + start, bytes)?.copy_to(&mut buffer[..bytes]);
@@ -144,6 +151,22 @@ pub fn visit_touched<E: From<io::Error>>(
         file_offset += region.len();
     }
     Ok(())
+}
+
+/// Marks those of `pages`, the first of which lies at `start`, that a range of `behind` touches. Ranges that end before the
+/// last of the pages are dropped.
+fn mark(pages: &mut [bool], behind: &mut &[Range<u64>], start: u64, page: u64) {
+    let end = start + pages.len() as u64 * page;
+    while let Some((range, rest)) = behind.split_first().filter(|(range, _)| range.start < end) {
+        let first = range.start.saturating_sub(start) / page;
+        let last = range.end.clamp(start, end).saturating_sub(start).div_ceil(page);
+        let marked = usize::try_from(first).unwrap_or(usize::MAX)..usize::try_from(last).unwrap_or(0);
+        pages.get_mut(marked).unwrap_or_default().fill(true);
+        if range.end > end {
+            return;
+        }
+        *behind = rest;
+    }
 }
 
 fn slice(region: &GuestRegionMmap<()>, at: usize, len: usize) -> io::Result<VolatileSlice<'_>> {
@@ -182,13 +205,58 @@ mod tests {
         let memory = anonymous(8 << 20).unwrap();
         memory.write_obj(7u8, GuestAddress(5 << 20)).unwrap();
         let mut seen = Vec::new();
-        visit_touched::<io::Error>(&memory, |offset, bytes| {
+        visit_content::<io::Error>(&memory, &[], |offset, bytes| {
             seen.push((offset, bytes.len(), bytes[0]));
             Ok(())
         })
         .unwrap();
         assert!(seen.iter().any(|(offset, _, first)| *offset == 5 << 20 && *first == 7));
         assert!(seen.iter().map(|(_, len, _)| len).sum::<usize>() <= 2 << 20);
+    }
+
+    /// Offset and first byte of every page that is visited.
+    fn visited(memory: &GuestMemory, behind: &[Range<u64>]) -> Vec<(u64, u8)> {
+        let mut seen = Vec::new();
+        visit_content::<io::Error>(memory, behind, |offset, bytes| {
+            let pages = (offset..).step_by(4096).zip(bytes.chunks(4096));
+            seen.extend(pages.map(|(offset, page)| (offset, page[0])));
+            Ok(())
+        })
+        .unwrap();
+        seen
+    }
+
+    #[test]
+    fn of_a_copied_file_content_and_changes_are_visited_and_holes_are_not() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 << 20).unwrap();
+        file.write_all_at(&[5; 8192], 1 << 20).unwrap();
+        file.write_all_at(&[6; 4096], 3 << 20).unwrap();
+        let memory = copy_on_write(&file, 4 << 20).unwrap();
+        memory.write_obj(9u8, GuestAddress((1 << 20) + 4096)).unwrap();
+        memory.write_obj(7u8, GuestAddress(2 << 20)).unwrap();
+        let behind = [1 << 20..(1 << 20) + 8192, 3 << 20..(3 << 20) + 4096];
+        // The kernel brings neighbours of what is read in with it, so the second time there are more.
+        for _ in 0..2 {
+            let seen = visited(&memory, &behind);
+            let content: Vec<_> = seen.iter().filter(|(_, first)| *first != 0).copied().collect();
+            assert_eq!(content, [(1 << 20, 5), ((1 << 20) + 4096, 9), (2 << 20, 7), (3 << 20, 6)]);
+            assert!(seen.len() < 100, "holes were visited: {seen:?}");
+        }
+    }
+
+    #[test]
+    fn ranges_mark_every_page_they_touch_across_steps() {
+        let ranges = [0..1, 4096..12288, 20480..40960];
+        let mut behind = &ranges[..];
+        let mut pages = [false; 6];
+        mark(&mut pages, &mut behind, 0, 4096);
+        assert_eq!(pages, [true, true, true, false, false, true]);
+        assert_eq!(behind.len(), 1, "a range that goes on stays");
+        let mut pages = [false; 6];
+        mark(&mut pages, &mut behind, 24576, 4096);
+        assert_eq!(pages, [true, true, true, true, false, false]);
+        assert!(behind.is_empty());
     }
 
     #[test]

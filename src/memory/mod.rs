@@ -10,7 +10,7 @@ mod lazy;
 mod mapping;
 
 pub use lazy::{LazyError, lazy_paging};
-pub use mapping::{MapError, anonymous, copy_on_write, visit_touched};
+pub use mapping::{MapError, anonymous, copy_on_write, visit_content};
 pub use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
 /// All of a guest's RAM, cheap to clone (regions are shared).

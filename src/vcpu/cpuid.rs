@@ -6,6 +6,9 @@ use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 const TSC_DEADLINE: u32 = 1 << 24;
 /// Leaf 1, ECX: a hypervisor is present.
 const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1, ECX: VMX; leaf 0x80000001, ECX: SVM. What a guest's own guests leave in KVM is not saved.
+const VMX: u32 = 1 << 5;
+const SVM: u32 = 1 << 2;
 /// Leaf 7, ECX: WAITPKG, which needs hardware that a restore on another host may lack.
 const WAITPKG: u32 = 1 << 5;
 /// Leaf 0x40000001, EAX: asynchronous page faults, which a restore would leave waiting for a token for ever
@@ -27,7 +30,7 @@ fn normalise(entry: &mut kvm_cpuid_entry2, index: u32, count: u32) {
     match entry.function {
         0x1 => {
             entry.ebx = entry.ebx & 0xffff | (count & 0xff) << 16 | (index & 0xff) << 24;
-            entry.ecx |= TSC_DEADLINE | HYPERVISOR;
+            entry.ecx = entry.ecx & !VMX | TSC_DEADLINE | HYPERVISOR;
             entry.edx = if count > 1 { entry.edx | HTT } else { entry.edx & !HTT };
         }
         // Cache sharing: nothing is shared between vCPUs, each is a core of its own.
@@ -39,6 +42,9 @@ fn normalise(entry: &mut kvm_cpuid_entry2, index: u32, count: u32) {
         0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         0xb | 0x1f => topology(entry, index, count),
         0x4000_0001 => entry.eax &= !ASYNC_PF,
+        0x8000_0001 => entry.ecx &= !SVM,
+        // What SVM can do.
+        0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
         0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | (count - 1) & 0xff | apic_id_bits(count) << 12,
         0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (index, index & 0xff, 0),
         _ => {}
@@ -95,6 +101,15 @@ mod tests {
         assert_eq!(all[0].ebx >> 16, 3 << 8 | 4);
         assert_eq!((all[1].edx, all[2].edx, all[3].eax), (3, 3, 3));
         assert_eq!((all[2].eax, all[2].ebx), (2, 4));
+    }
+
+    #[test]
+    fn guests_do_not_nest() {
+        let supported =
+            CpuId::from_entries(&[entry(1, 0), entry(0x8000_0001, 0), entry(0x8000_000a, 0)]).unwrap();
+        let cpuid = for_vcpu(&supported, 0, 1);
+        assert_eq!((cpuid.as_slice()[0].ecx & VMX, cpuid.as_slice()[1].ecx & SVM), (0, 0));
+        assert_eq!(cpuid.as_slice()[2].edx, 0);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use kvm_bindings::kvm_msr_entry;
+
 use crate::kvm::{KvmVcpu, VmError};
 
 /// Time-stamp counter.
@@ -30,9 +32,16 @@ const DENIED: [(RangeInclusive<u32>, &str); 13] = [
 const MTRRS: [RangeInclusive<u32>; 5] =
     [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
 
+/// Control registers of the machine-check banks, which KVM leaves out of its list too. What a bank holds besides is zero:
+/// nobody injects machine checks.
+fn bank_controls() -> impl Iterator<Item = u32> {
+    (0x400..0x480).step_by(4)
+}
+
 /// Without one of these a guest would come back broken, so a host that does not give them is refused.
-const MUST_HAVE: [(u32, &str); 13] = [
+const MUST_HAVE: [(u32, &str); 14] = [
     (TSC, "IA32_TSC"),
+    (TSC_DEADLINE, "IA32_TSC_DEADLINE"),
     (0x1a0, "IA32_MISC_ENABLE"),
     (0x174, "IA32_SYSENTER_CS"),
     (0x175, "IA32_SYSENTER_ESP"),
@@ -47,7 +56,32 @@ const MUST_HAVE: [(u32, &str); 13] = [
     (0x4b56_4d01, "MSR_KVM_SYSTEM_TIME_NEW"),
 ];
 
-/// A host that cannot save a guest.
+/// Names of other MSRs that one host has and another lacks (Intel SDM volume 4, AMD APM volume 2, appendix A).
+const NAMES: [(u32, &str); 15] = [
+    (0x3b, "IA32_TSC_ADJUST"),
+    (0x48, "IA32_SPEC_CTRL"),
+    (0x122, "IA32_TSX_CTRL"),
+    (0x140, "MISC_FEATURES_ENABLES"),
+    (0x1c4, "IA32_XFD"),
+    (0x1c5, "IA32_XFD_ERR"),
+    (0x1d9, "IA32_DEBUGCTL"),
+    (0xda0, "IA32_XSS"),
+    (0xd90, "IA32_BNDCFGS"),
+    (0xe1, "IA32_UMWAIT_CONTROL"),
+    (0xc000_0103, "TSC_AUX"),
+    (0xc000_0104, "TSC_RATIO"),
+    (0xc001_0015, "HWCR"),
+    (0xc001_011f, "VIRT_SPEC_CTRL"),
+    (0xc001_1029, "DE_CFG"),
+];
+
+/// An MSR as a message names it.
+pub fn name(index: u32) -> String {
+    let known = MUST_HAVE.iter().chain(&NAMES).find(|(known, _)| *known == index);
+    known.map_or_else(|| format!("MSR {index:#x}"), |(_, name)| format!("MSR {name} ({index:#x})"))
+}
+
+/// MSRs that cannot be saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum SelectError {
     /// A must-have MSR is missing.
@@ -55,6 +89,12 @@ pub enum SelectError {
     Missing {
         /// Its name.
         name: &'static str,
+        /// Its number.
+        index: u32,
+    },
+    /// A saved state without a must-have MSR.
+    #[error("The saved state has no value for {}; the bundle is damaged", name(*index))]
+    NotSaved {
         /// Its number.
         index: u32,
     },
@@ -71,14 +111,26 @@ impl MsrSelection {
     /// # Errors
     /// A must-have MSR is missing.
     pub fn choose(listed: &[u32], vcpu: &KvmVcpu) -> Result<Self, SelectError> {
-        let candidates = listed.iter().copied().chain(MTRRS.into_iter().flatten());
-        let mut chosen: Vec<u32> = candidates.filter(|index| !is_denied(*index)).collect();
-        chosen.sort_unstable();
-        chosen.dedup();
+        let unlisted = MTRRS.into_iter().flatten().chain(bank_controls());
+        let candidates = listed.iter().copied().chain(unlisted);
+        let mut chosen = in_restore_order(candidates.filter(|index| !is_denied(*index)).collect());
         chosen.retain(|index| is_readable(vcpu, *index));
-        match MUST_HAVE.iter().find(|(index, _)| !chosen.contains(index)) {
-            Some((index, name)) => Err(SelectError::Missing { name, index: *index }),
-            None => Ok(MsrSelection(in_restore_order(chosen))),
+        match missing_must_have(&chosen) {
+            Some((index, name)) => Err(SelectError::Missing { name, index }),
+            None => Ok(MsrSelection(chosen)),
+        }
+    }
+
+    /// What is saved of a machine that was restored from `saved`: the same MSRs again. This host has just taken every one of
+    /// them; those that it offers beyond belong to features that this guest was never shown.
+    ///
+    /// # Errors
+    /// A must-have MSR is not among them.
+    pub fn of_saved(saved: &[kvm_msr_entry]) -> Result<Self, SelectError> {
+        let chosen = in_restore_order(saved.iter().map(|msr| msr.index).collect());
+        match missing_must_have(&chosen) {
+            Some((index, _)) => Err(SelectError::NotSaved { index }),
+            None => Ok(MsrSelection(chosen)),
         }
     }
 
@@ -86,6 +138,16 @@ impl MsrSelection {
     pub fn indices(&self) -> &[u32] {
         &self.0
     }
+}
+
+/// Names of those of `saved` that this host's KVM does not know at all, or whose value it refuses.
+pub fn refused(saved: &[kvm_msr_entry], vcpu: &KvmVcpu) -> Vec<String> {
+    let takes = |msr: &kvm_msr_entry| vcpu.set_msrs(std::slice::from_ref(msr)).is_ok();
+    saved.iter().filter(|msr| !takes(msr)).map(|msr| name(msr.index)).collect()
+}
+
+fn missing_must_have(chosen: &[u32]) -> Option<(u32, &'static str)> {
+    MUST_HAVE.into_iter().find(|(index, _)| !chosen.contains(index))
 }
 
 fn is_readable(vcpu: &KvmVcpu, index: u32) -> bool {
@@ -96,14 +158,15 @@ fn is_denied(index: u32) -> bool {
     DENIED.iter().any(|(range, _)| range.contains(&index))
 }
 
-/// The TSC first (what depends on it comes later), the deadline last.
+/// Each once: the TSC first (what depends on it comes later), the deadline last.
 fn in_restore_order(mut indices: Vec<u32>) -> Vec<u32> {
     let rank = |index: u32| match index {
         TSC => 0,
         TSC_DEADLINE => 2,
         _ => 1,
     };
-    indices.sort_by_key(|index| rank(*index));
+    indices.sort_by_key(|index| (rank(*index), *index));
+    indices.dedup();
     indices
 }
 
@@ -114,6 +177,34 @@ mod tests {
     #[test]
     fn the_deadline_is_set_after_everything_else_and_the_tsc_before() {
         assert_eq!(in_restore_order(vec![TSC_DEADLINE, 0x1b, TSC, 0x277]), [TSC, 0x1b, 0x277, TSC_DEADLINE]);
+    }
+
+    fn saved(indices: impl Iterator<Item = u32>) -> Vec<kvm_msr_entry> {
+        indices.map(|index| kvm_msr_entry { index, ..Default::default() }).collect()
+    }
+
+    #[test]
+    fn a_restored_machine_saves_what_was_saved_of_it_before() {
+        let all = MUST_HAVE.iter().map(|(index, _)| *index).chain([0x1b, 0x1b]);
+        let chosen = MsrSelection::of_saved(&saved(all)).unwrap();
+        assert_eq!(chosen.indices().len(), MUST_HAVE.len() + 1);
+        assert_eq!((chosen.indices()[0], chosen.indices().last()), (TSC, Some(&TSC_DEADLINE)));
+    }
+
+    #[test]
+    fn a_state_without_any_of_the_must_haves_is_refused() {
+        for (missing, _) in MUST_HAVE {
+            let rest = MUST_HAVE.iter().map(|(index, _)| *index).filter(|index| *index != missing);
+            let error = MsrSelection::of_saved(&saved(rest)).unwrap_err();
+            assert!(matches!(error, SelectError::NotSaved { index } if index == missing), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_msr_is_called_by_its_name_where_it_has_one() {
+        assert_eq!(name(0xc000_0103), "MSR TSC_AUX (0xc0000103)");
+        assert_eq!(name(0x10), "MSR IA32_TSC (0x10)");
+        assert_eq!(name(0x1234), "MSR 0x1234");
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! A vCPU's state, and the one order in which it is read and set.
 
 use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_msr_entry};
-use snapshot_format::sections::VcpuState;
+use snapshot_format::sections::{Blob, VcpuState};
 
 use crate::kvm::{KvmVcpu, VmError};
 
 use super::abi::{AbiError, blob, from_blob, list_blob, list_from_blob};
 use super::features;
-use super::msrs::{MsrSelection, SelectError, TSC, TSC_DEADLINE};
+use super::msrs::{self, MsrSelection, SelectError, TSC_DEADLINE};
 
 /// Why a vCPU could not be saved or restored.
 #[derive(Debug, thiserror::Error)]
@@ -34,11 +34,12 @@ pub enum VcpuError {
     },
     /// The guest was shown a CPU that can do more than this one.
     #[error(
-        "This host's CPU lacks {features}, which the guest was baked with; run it on a host that has them, or bake on this one"
+        "This host's CPU lacks {}, which the guest was baked with; run it on a host that has them, or bake on this one",
+        missing.join(", ")
     )]
-    Features {
-        /// Their names.
-        features: String,
+    Lacking {
+        /// Names of all features and MSRs that are missing.
+        missing: Vec<String>,
     },
     /// This host's MSRs do not suffice.
     #[error(transparent)]
@@ -48,7 +49,10 @@ pub enum VcpuError {
 impl VcpuError {
     /// Whether a bundle's state is to blame, rather than the host.
     pub fn is_bad_state(&self) -> bool {
-        matches!(self, VcpuError::Abi(_) | VcpuError::Cpuid { .. })
+        matches!(
+            self,
+            VcpuError::Abi(_) | VcpuError::Cpuid { .. } | VcpuError::Msrs(SelectError::NotSaved { .. })
+        )
     }
 }
 
@@ -65,36 +69,42 @@ fn read_all(vcpu: &KvmVcpu, index: u32, selection: &MsrSelection) -> Result<Vcpu
     let mp_state = blob(&vcpu.mp_state()?);
     let regs = blob(&vcpu.regs()?);
     let sregs = blob(&vcpu.sregs()?);
-    let xsave = snapshot_format::sections::Blob(vcpu.xsave()?);
+    let xsave = Blob(vcpu.xsave()?);
     let xcrs = blob(&vcpu.xcrs()?);
     let debugregs = blob(&vcpu.debugregs()?);
-    // Before the MSRs: reading the APIC may move its timer's state.
-    let lapic = blob(&vcpu.lapic()?);
+    let (lapic, msrs) = read_timer(vcpu, selection)?;
     let cpuid = list_blob(vcpu.cpuid()?.as_slice());
-    let msrs = list_blob(&keep_expired_deadline(vcpu.msrs(selection.indices())?));
     // Last: the other reads affect it.
     let events = blob(&vcpu.events()?);
     Ok(VcpuState { index, cpuid, mp_state, regs, sregs, xsave, xcrs, debugregs, lapic, msrs, events })
 }
 
-/// A deadline of 0 means that the timer expired and its interrupt is not delivered yet. Written back as 0 it would be
-/// disarmed for ever; the current TSC makes it fire at once.
-fn keep_expired_deadline(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
-    let tsc = msrs.iter().find(|msr| msr.index == TSC).map_or(0, |msr| msr.data);
-    if let Some(deadline) = msrs.iter_mut().find(|msr| msr.index == TSC_DEADLINE && msr.data == 0) {
-        deadline.data = tsc;
-    }
-    msrs
+/// Local APIC and MSRs. The timer goes on while the vCPU stands still: a deadline that has passed is either still in its MSR,
+/// from where it fires at once when it is set again, or it is 0 and its interrupt is in the APIC. What is between the two
+/// reads must not be in neither, nor in both: a timer fires once.
+fn read_timer(vcpu: &KvmVcpu, selection: &MsrSelection) -> Result<(Blob, Blob), VmError> {
+    let was_armed = deadline_of(&vcpu.msrs(&[TSC_DEADLINE])?) != 0;
+    let lapic = vcpu.lapic()?;
+    let msrs = vcpu.msrs(selection.indices())?;
+    let lapic = if was_armed && deadline_of(&msrs) == 0 { vcpu.lapic()? } else { lapic };
+    Ok((blob(&lapic), list_blob(&msrs)))
 }
 
-/// Sets everything, on a vCPU that has never run.
+fn deadline_of(msrs: &[kvm_msr_entry]) -> u64 {
+    msrs.iter().find(|msr| msr.index == TSC_DEADLINE).map_or(0, |msr| msr.data)
+}
+
+/// Sets everything, on a vCPU that has never run. Gives what a later save of it reads.
 ///
 /// # Errors
 /// The saved bytes are damaged, or KVM refused a step: the vCPU is then unusable.
-pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
+pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<MsrSelection, VcpuError> {
     // Everything is parsed before anything is set.
     let cpuid = list_from_blob::<kvm_cpuid_entry2>("CPUID", &state.cpuid)?;
-    check_features(&cpuid)?;
+    let saved_msrs = list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?;
+    let selection = MsrSelection::of_saved(&saved_msrs)?;
+    let msrs = settable(saved_msrs);
+    check_features(&cpuid, &msrs, vcpu)?;
     let cpuid = CpuId::from_entries(&cpuid).map_err(|_| VcpuError::Cpuid { count: cpuid.len() })?;
     let mp_state = from_blob("multiprocessor state", &state.mp_state)?;
     let regs = from_blob("registers", &state.regs)?;
@@ -102,7 +112,6 @@ pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
     let xcrs = from_blob("extended control registers", &state.xcrs)?;
     let debugregs = from_blob("debug registers", &state.debugregs)?;
     let lapic = from_blob("local APIC", &state.lapic)?;
-    let msrs = settable(list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?);
     let events = from_blob("pending events", &state.events)?;
 
     let set_all = || -> Result<(), VmError> {
@@ -124,12 +133,26 @@ pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<(), VcpuError> {
         vcpu.set_events(&events)?;
         vcpu.clock_was_stopped()
     };
-    set_all().map_err(|source| VcpuError::Kvm { verb: "restore", index: state.index, source })
+    match set_all() {
+        Ok(()) => Ok(selection),
+        // It names the first alone; the user wants to know all of them.
+        Err(VmError::Msr { .. }) => Err(VcpuError::Lacking { missing: msrs::refused(&msrs, vcpu) }),
+        Err(source) => Err(VcpuError::Kvm { verb: "restore", index: state.index, source }),
+    }
 }
 
-fn check_features(cpuid: &[kvm_cpuid_entry2]) -> Result<(), VcpuError> {
-    let missing = features::missing(cpuid);
-    if missing.is_empty() { Ok(()) } else { Err(VcpuError::Features { features: missing.join(", ") }) }
+/// Compared before anything is set: KVM accepts a CPUID that promises more than the CPU can do.
+fn check_features(
+    cpuid: &[kvm_cpuid_entry2],
+    msrs: &[kvm_msr_entry],
+    vcpu: &KvmVcpu,
+) -> Result<(), VcpuError> {
+    let mut missing = features::missing(cpuid);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    missing.extend(msrs::refused(msrs, vcpu));
+    Err(VcpuError::Lacking { missing })
 }
 
 /// IA32_DEBUGCTL. A host without virtualised branch records complains about every write to it in its log, even of the 0
@@ -139,21 +162,4 @@ const DEBUGCTL: u32 = 0x1d9;
 fn settable(mut msrs: Vec<kvm_msr_entry>) -> Vec<kvm_msr_entry> {
     msrs.retain(|msr| msr.index != DEBUGCTL || msr.data != 0);
     msrs
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn msr(index: u32, data: u64) -> kvm_msr_entry {
-        kvm_msr_entry { index, data, ..Default::default() }
-    }
-
-    #[test]
-    fn a_timer_that_expired_undelivered_is_made_to_fire() {
-        let msrs = keep_expired_deadline(vec![msr(TSC, 500), msr(TSC_DEADLINE, 0)]);
-        assert_eq!(msrs[1].data, 500);
-        let msrs = keep_expired_deadline(vec![msr(TSC, 500), msr(TSC_DEADLINE, 900)]);
-        assert_eq!(msrs[1].data, 900);
-    }
 }

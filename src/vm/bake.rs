@@ -79,10 +79,28 @@ pub fn to_warm_point(
         run_events(drive, warm_up, sink)?;
     }
     phase("Freeing memory");
-    drive.conversation().prepare_freeze().map_err(InvokeError::from)?;
+    Ok(to_rest(drive, sink)?)
+}
+
+/// Takes a clone that has answered to its warm point again, where it can be frozen as it was the first time.
+///
+/// # Errors
+/// The guest does not get there within `limit`, or cannot free its memory.
+pub fn to_warm_point_again(
+    drive: &mut Drive<'_>,
+    limit: Duration,
+    sink: &mut dyn AnswerSink,
+) -> Result<MemoryUse, InvokeError> {
+    next_turn(drive, Some(Instant::now() + limit))?;
+    to_rest(drive, sink)
+}
+
+/// Has a warm guest free and zero memory, and leaves it blocked in its agent's read.
+fn to_rest(drive: &mut Drive<'_>, sink: &mut dyn AnswerSink) -> Result<MemoryUse, InvokeError> {
+    drive.conversation().prepare_freeze()?;
     let deadline = Some(Instant::now() + PREPARE_MAX);
     let used = loop {
-        match drive.next(deadline).map_err(InvokeError::from)? {
+        match drive.next(deadline)? {
             Happening::Notice(Notice::ReadyToFreeze { mem_total, mem_free }) => {
                 break MemoryUse { total: mem_total, free: mem_free };
             }
@@ -92,7 +110,7 @@ pub fn to_warm_point(
             Happening::Notice(_) | Happening::Watched(_) => {}
         }
     };
-    drive.settle(SETTLE).map_err(InvokeError::from)?;
+    drive.settle(SETTLE)?;
     Ok(used)
 }
 

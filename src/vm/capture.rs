@@ -2,7 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use snapshot_format::sections::{MachineState, VmState};
+use snapshot_format::sections::{MachineState, VcpuState, VmState};
 use snapshot_format::state::{EncodeError, FormatVersion, Writer};
 
 use crate::devices::{DeviceError, DeviceTable};
@@ -27,9 +27,6 @@ pub enum CaptureError {
     /// The state could not be encoded.
     #[error(transparent)]
     Encode(#[from] EncodeError),
-    /// The machine was not built to be saved.
-    #[error("This machine cannot be saved: it was restored, and which MSRs to save was chosen at its bake")]
-    NotSavable,
 }
 
 /// What a capture reads.
@@ -39,20 +36,42 @@ pub(super) struct Parts<'a> {
     pub vm: &'a KvmVm,
     pub vcpus: &'a [VcpuThread],
     pub devices: &'a DeviceTable,
-    pub msrs: Option<&'a MsrSelection>,
+    pub msrs: &'a MsrSelection,
 }
 
-/// The bytes of the `state` file, in format `version`.
-pub(super) fn capture(parts: &Parts<'_>, version: FormatVersion) -> Result<Vec<u8>, CaptureError> {
-    let selection = parts.msrs.ok_or(CaptureError::NotSavable)?;
+/// What KVM holds of a frozen guest. Its clocks (TSC, APIC timer, kvm-clock, the host's own) go on while it stands still, so
+/// it is read once a freeze: whatever is written of that freeze tells the same time.
+#[derive(Debug)]
+pub(super) struct Moment {
+    vcpus: Vec<VcpuState>,
+    vm: VmState,
+}
+
+impl Moment {
+    fn read(parts: &Parts<'_>) -> Result<Self, CaptureError> {
+        let vcpus = parts.vcpus.iter().map(|vcpu| vcpu.save(parts.msrs)).collect::<Result<_, _>>()?;
+        Ok(Moment { vcpus, vm: vm_state(parts.vm)? })
+    }
+}
+
+/// The bytes of the `state` file, in format `version`; `moment` is read unless it was since the freeze.
+pub(super) fn capture(
+    parts: &Parts<'_>,
+    moment: &mut Option<Moment>,
+    version: FormatVersion,
+) -> Result<Vec<u8>, CaptureError> {
     let mut writer = Writer::new(version);
     writer.put(0, &machine_state(parts))?;
     // Devices first: saving one can raise an interrupt, which the reads of the interrupt controllers below must see.
     parts.devices.save(&mut writer)?;
-    for (index, vcpu) in (0u32..).zip(parts.vcpus) {
-        writer.put(index, &vcpu.save(selection)?)?;
+    let moment = match moment {
+        Some(moment) => moment,
+        None => moment.insert(Moment::read(parts)?),
+    };
+    for (index, vcpu) in (0u32..).zip(&moment.vcpus) {
+        writer.put(index, vcpu)?;
     }
-    writer.put(0, &vm_state(parts.vm)?)?;
+    writer.put(0, &moment.vm)?;
     Ok(writer.finish()?)
 }
 
@@ -74,8 +93,8 @@ fn vm_state(vm: &KvmVm) -> Result<VmState, VmError> {
     })
 }
 
-/// 0 when the host's clock stands before 1970.
-fn unix_ns() -> u64 {
+/// The host's wall clock; 0 when the host's clock stands before 1970.
+pub(super) fn unix_ns() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(0)
 }

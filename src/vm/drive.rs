@@ -3,9 +3,14 @@
 use std::time::{Duration, Instant};
 
 use crate::bus::Request;
-use crate::function::{Conversation, Notice, SessionError};
+use crate::faults::{Fault, injected};
+use crate::function::{Conversation, Notice, SessionError, UNIQUE_MAX};
 
 use super::machine::{Machine, RunError, Wake};
+
+/// How long a guest whose control stream has closed may take to say that it powers off or resets: its kernel puts its devices to
+/// rest first.
+const LAST_SIGN: Duration = Duration::from_secs(2);
 
 /// Why a conversation with a guest broke off.
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +65,16 @@ pub struct Drive<'a> {
     machine: &'a mut Machine,
     conversation: &'a mut Conversation,
     buffer: Vec<u8>,
+    /// Whether the control stream has been open at all.
     was_open: bool,
+    /// When the control stream was found closed while something was awaited from it.
+    closed_at: Option<Instant>,
 }
 
 impl<'a> Drive<'a> {
     /// Joins the two.
     pub fn new(machine: &'a mut Machine, conversation: &'a mut Conversation) -> Self {
-        Drive { machine, conversation, buffer: Vec::new(), was_open: false }
+        Drive { machine, conversation, buffer: Vec::new(), was_open: false, closed_at: None }
     }
 
     /// The machine, between two happenings.
@@ -91,22 +99,32 @@ impl<'a> Drive<'a> {
             if self.exchange()? {
                 continue;
             }
-            for wake in self.machine.wait(deadline)? {
+            let last_sign = self.last_sign();
+            for wake in self.machine.wait(earlier(deadline, last_sign))? {
                 match wake {
                     Wake::Devices => {}
                     Wake::Guest(request) => self.heed(request)?,
                     Wake::Watched(id) => return Ok(Happening::Watched(id)),
+                    Wake::Timeout if last_sign.is_some_and(|end| end <= Instant::now()) => {
+                        return Err(DriveError::Closed { waiting_for: self.waiting_for() });
+                    }
                     Wake::Timeout => return Err(self.conversation.time_out().into()),
                 }
             }
         }
     }
 
+    /// When a guest that has hung up is waited for no longer.
+    fn last_sign(&self) -> Option<Instant> {
+        let closed_at = self.closed_at.filter(|_| self.conversation.waiting_for().is_some());
+        closed_at.map(|closed_at| closed_at + LAST_SIGN)
+    }
+
     /// Moves what can be moved; false when nothing could. Also done before the first instruction of a restored guest,
     /// so that it finds its restore message waiting.
     ///
     /// # Errors
-    /// The guest misspoke or hung up.
+    /// The guest misspoke.
     pub fn exchange(&mut self) -> Result<bool, DriveError> {
         let Some(control) = self.machine.control() else { return Ok(false) };
         let mut moved = false;
@@ -121,13 +139,18 @@ impl<'a> Drive<'a> {
         }
         self.buffer.clear();
         moved |= control.read_into(&mut self.buffer) > 0;
-        let is_open = control.is_open();
-        let closed = self.was_open && !is_open;
-        self.was_open = is_open;
-        self.conversation.receive(&self.buffer)?;
-        if closed && !moved && self.conversation.waiting_for().is_some() {
-            return Err(DriveError::Closed { waiting_for: self.waiting_for() });
+        if injected(Fault::AcknowledgeLate)
+            && self.conversation.is_unacknowledged()
+            && !self.buffer.is_empty()
+        {
+            std::thread::sleep(UNIQUE_MAX * 2);
         }
+        if control.is_open() {
+            (self.was_open, self.closed_at) = (true, None);
+        } else if self.was_open {
+            self.closed_at.get_or_insert_with(Instant::now);
+        }
+        self.conversation.receive(&self.buffer)?;
         Ok(moved)
     }
 
@@ -139,12 +162,10 @@ impl<'a> Drive<'a> {
             Request::PowerOff => Err(DriveError::PoweredOff { waiting_for }),
             Request::Reset => Err(DriveError::Reset { waiting_for }),
             Request::Broken => Err(DriveError::Broken { waiting_for, source: self.machine.guest_ended() }),
-            Request::Warm => {
-                if let Conversation::Port(port) = self.conversation {
-                    port.warm();
-                }
-                Ok(())
-            }
+            Request::Warm => match self.conversation {
+                Conversation::Port(port) => Ok(port.warm()?),
+                Conversation::Agent(_) => Ok(()),
+            },
             Request::Done => {
                 let exit_code = self.machine.devices().port_exit_code().unwrap_or_default();
                 if let Conversation::Port(port) = self.conversation {
@@ -187,7 +208,7 @@ impl<'a> Drive<'a> {
     /// The guest has ended, or a vCPU is gone.
     pub fn release(&mut self) -> Result<(), DriveError> {
         while self.exchange()? {}
-        if self.machine.is_ready() {
+        if self.machine.stands_still() {
             return self.run();
         }
         if matches!(self.conversation, Conversation::Port(_)) {
@@ -199,4 +220,8 @@ impl<'a> Drive<'a> {
     fn waiting_for(&self) -> &'static str {
         self.conversation.waiting_for().unwrap_or("nothing")
     }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
 }

@@ -3,17 +3,18 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use crate::function::{Conversation, Event, Notice, RestoreMessage, SessionError};
+use crate::function::{Conversation, Event, Notice, RestoreMessage, SessionError, UNIQUE_MAX};
 
+use super::capture::unix_ns;
 use super::drive::{Drive, DriveError, Happening};
 use super::timeline::Timeline;
 
-/// Longest wait for the acknowledgement of a restore message. The guest does nothing but that meanwhile.
-const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(10);
+/// Longest wait for the acknowledgement of a restore message. The agent gives up before, and says why.
+const ACKNOWLEDGE_MAX: Duration = UNIQUE_MAX.saturating_add(Duration::from_secs(2));
 
 /// Where an answer goes, piece by piece as it comes.
 pub trait AnswerSink {
-    /// Takes one piece: `Notice::Output`, `Notice::Head` or `Notice::Answer`; tells whether it belongs to the answer
+    /// Takes one piece: `Notice::Output`, `Notice::Log`, `Notice::Head` or `Notice::Answer`; tells whether it belongs to the answer
     /// proper, not to a log beside it.
     ///
     /// # Errors
@@ -30,22 +31,27 @@ pub enum InvokeError {
     /// The event or the guest's words are not allowed.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// The guest ended, or its agent hung up, before the acknowledgement.
+    #[error("The clone did not become unique and serves nothing")]
+    NotUnique(#[source] DriveError),
     /// The answer could not be delivered.
     #[error("Cannot write the answer")]
     Sink(#[source] io::Error),
 }
 
 /// Queues the restore message where a restored guest finds it at its first instruction, lets the guest run, and waits
-/// until it has become unique.
+/// until it has become unique. What its hooks write meanwhile goes to `sink`.
 ///
 /// # Errors
-/// No valid acknowledgement: the clone must not be given an event.
+/// No valid acknowledgement in time: the clone must not be given an event.
 pub fn wake(
     drive: &mut Drive<'_>,
     message: &RestoreMessage,
+    sink: &mut dyn AnswerSink,
     timeline: &mut Timeline,
 ) -> Result<(), InvokeError> {
-    drive.conversation().restore(message)?;
+    // The clock is read last: the guest's will be late by whatever comes between this and its own setting it.
+    drive.conversation().restore(message, unix_ns())?;
     if matches!(drive.conversation(), Conversation::Port(_)) {
         // A small guest has nothing to make unique. It must not run on from its warm point before its event is there.
         return Ok(());
@@ -53,15 +59,32 @@ pub fn wake(
     drive.exchange()?;
     timeline.mark(FIRST_INSTRUCTION);
     drive.run()?;
-    let deadline = Some(Instant::now() + ACKNOWLEDGE_MAX);
+    await_acknowledgement(drive, sink)?;
+    timeline.mark("acknowledgement");
+    Ok(())
+}
+
+fn await_acknowledgement(drive: &mut Drive<'_>, sink: &mut dyn AnswerSink) -> Result<(), InvokeError> {
+    let deadline = Instant::now() + ACKNOWLEDGE_MAX;
+    let not_unique = |error| match error {
+        // Whatever ended the guest, it has not become unique.
+        DriveError::PoweredOff { .. }
+        | DriveError::Reset { .. }
+        | DriveError::Broken { .. }
+        | DriveError::Closed { .. } => InvokeError::NotUnique(error),
+        DriveError::Machine(_) | DriveError::Session(_) => InvokeError::Drive(error),
+    };
     loop {
-        match drive.next(deadline)? {
-            Happening::Notice(Notice::Acknowledged) => break,
+        match drive.next(Some(deadline)).map_err(not_unique)? {
+            // It may have come in time and be found too late, which is as good as late.
+            Happening::Notice(Notice::Acknowledged) if Instant::now() < deadline => return Ok(()),
+            Happening::Notice(Notice::Acknowledged) => return Err(drive.conversation().is_late().into()),
+            Happening::Notice(piece @ (Notice::Log { .. } | Notice::Output { .. })) => {
+                sink.take(piece).map_err(InvokeError::Sink)?;
+            }
             Happening::Notice(_) | Happening::Watched(_) => {}
         }
     }
-    timeline.mark("acknowledgement");
-    Ok(())
 }
 
 /// The mark just before the first KVM_RUN that runs guest code.
@@ -130,7 +153,10 @@ pub fn invoke(
                 return Ok(exit_code);
             }
             Happening::Notice(
-                piece @ (Notice::Output { .. } | Notice::Answer { .. } | Notice::Head { .. }),
+                piece @ (Notice::Output { .. }
+                | Notice::Log { .. }
+                | Notice::Answer { .. }
+                | Notice::Head { .. }),
             ) => {
                 if sink.take(piece).map_err(InvokeError::Sink)? && std::mem::take(&mut first) {
                     timeline.mark(FIRST_ANSWER);

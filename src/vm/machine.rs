@@ -17,7 +17,7 @@ use crate::kvm::{KickError, KvmVcpu, KvmVm, System, SystemError, VmError, instal
 use crate::memory::{GuestMemory, layout};
 use crate::vcpu::{self, Buses, MsrSelection, ThreadError, VcpuThread};
 
-use super::capture::{self, CaptureError, Parts};
+use super::capture::{self, CaptureError, Moment, Parts};
 use super::lifecycle::{Action, Event, State};
 use super::saved::SavedMachine;
 use super::start::LoadError;
@@ -150,7 +150,9 @@ pub struct Machine {
     shape: Shape,
     state: State,
     tsc_khz: u32,
-    msrs: Option<MsrSelection>,
+    msrs: MsrSelection,
+    /// What the vCPUs were found to be when they were last frozen.
+    moment: Option<Moment>,
     vcpus: Vec<VcpuThread>,
     devices: DeviceTable,
     vm: KvmVm,
@@ -202,7 +204,21 @@ impl Machine {
         let (epoll, sources) = event_loop(&devices, &requests).map_err(BuildError::Events)?;
         let state = State::Ready;
         timeline.mark("threads");
-        Ok(Machine { shape, state, tsc_khz, msrs, vcpus, devices, vm, memory, requests, epoll, sources })
+        let moment = None;
+        Ok(Machine {
+            shape,
+            state,
+            tsc_khz,
+            msrs,
+            moment,
+            vcpus,
+            devices,
+            vm,
+            memory,
+            requests,
+            epoll,
+            sources,
+        })
     }
 
     /// Lets the guest run.
@@ -214,6 +230,7 @@ impl Machine {
         if action == Action::StartVcpus {
             // A notification that came just before the freeze is lost with its eventfd: serve every queue once.
             self.devices.kick()?;
+            self.moment = None;
             self.vcpus.iter().try_for_each(VcpuThread::run)?;
         }
         self.state = next;
@@ -223,6 +240,11 @@ impl Machine {
     /// Whether no guest instruction has run yet.
     pub fn is_ready(&self) -> bool {
         self.state == State::Ready
+    }
+
+    /// Whether nothing runs until [`run`](Self::run): no guest instruction has run yet, or the machine was left frozen.
+    pub fn stands_still(&self) -> bool {
+        matches!(self.state, State::Ready | State::Frozen)
     }
 
     /// Serves devices until something happens that the caller must see, or `deadline` passes.
@@ -292,6 +314,13 @@ impl Machine {
         failed.map_or(RunError::Ended, RunError::Vcpu)
     }
 
+    /// Shows what the guest printed last, and leaves the rest to the end of the process: to close a VM that has run takes
+    /// milliseconds, which nobody must wait for.
+    pub fn leave(self) {
+        self.devices.end_console();
+        std::mem::forget(self);
+    }
+
     /// Stops the guest until the guard is dropped.
     ///
     /// # Errors
@@ -316,21 +345,22 @@ pub struct Frozen<'a> {
 }
 
 impl Frozen<'_> {
-    /// The bytes of the `state` file.
+    /// The bytes of the `state` file. The machine is read once: until the guest runs again every capture is of the same
+    /// moment, with the same bytes.
     ///
     /// # Errors
     /// See [`CaptureError`].
-    pub fn capture(&self, version: FormatVersion) -> Result<Vec<u8>, CaptureError> {
-        let machine = &*self.machine;
+    pub fn capture(&mut self, version: FormatVersion) -> Result<Vec<u8>, CaptureError> {
+        let machine = &mut *self.machine;
         let parts = Parts {
             shape: &machine.shape,
             tsc_khz: machine.tsc_khz,
             vm: &machine.vm,
             vcpus: &machine.vcpus,
             devices: &machine.devices,
-            msrs: machine.msrs.as_ref(),
+            msrs: &machine.msrs,
         };
-        capture::capture(&parts, version)
+        capture::capture(&parts, &mut machine.moment, version)
     }
 
     /// Guest RAM, which nobody changes while this guard lives.
@@ -398,21 +428,22 @@ impl<'a> Start<'a> {
         }
     }
 
-    /// Puts vCPUs and interrupt controllers where they start from; for a cold start also chooses what a save will read.
-    fn apply(self, target: &Target<'_>) -> Result<Option<MsrSelection>, BuildError> {
+    /// Puts vCPUs and interrupt controllers where they start from; tells what a save will read.
+    fn apply(self, target: &Target<'_>) -> Result<MsrSelection, BuildError> {
         match self {
-            Start::Cold(load) => cold(load, target).map(Some),
+            Start::Cold(load) => cold(load, target),
             Start::Saved { tsc_khz, clock_ns, irqchips, vcpus } => {
                 // Before the MSRs: the TSC is set in units of it.
-                set_tsc_frequency(target.vcpus, tsc_khz)?;
+                set_tsc_frequency(target, tsc_khz)?;
+                let mut msrs = None;
                 for (vcpu, state) in target.vcpus.iter().zip(&vcpus) {
-                    vcpu::restore(vcpu, state)?;
+                    msrs = Some(vcpu::restore(vcpu, state)?);
                 }
                 // After the local APICs, to which the I/O APIC may deliver at once.
                 irqchips.iter().try_for_each(|chip| target.vm.set_irqchip(chip))?;
                 // Last: the guest's clock runs on from here, and must do so before the first instruction.
                 target.vm.set_clock(clock_ns)?;
-                Ok(None)
+                msrs.ok_or_else(no_vcpu)
             }
         }
     }
@@ -426,19 +457,24 @@ fn cold(load: Loader<'_>, target: &Target<'_>) -> Result<MsrSelection, BuildErro
         vcpu.set_cpuid(&vcpu::cpuid_for_vcpu(&supported, index, count))?;
         vcpu::reset_msrs(vcpu)?;
     }
-    let Some(first) = target.vcpus.first() else {
-        return Err(BuildError::Vm(VmError::TooMany { what: "The vCPU list", count: 0 }));
-    };
+    let first = target.vcpus.first().ok_or_else(no_vcpu)?;
     vcpu::enter(first, &entry)?;
     Ok(MsrSelection::choose(&target.system.msr_indices()?, first)?)
 }
 
-fn set_tsc_frequency(vcpus: &[KvmVcpu], guest: u32) -> Result<(), BuildError> {
-    for vcpu in vcpus {
+fn no_vcpu() -> BuildError {
+    BuildError::Vm(VmError::TooMany { what: "The vCPU list", count: 0 })
+}
+
+/// Without scaling KVM takes a higher frequency all the same: it then moves the guest's TSC forward at every exit, in jumps.
+fn set_tsc_frequency(target: &Target<'_>, guest: u32) -> Result<(), BuildError> {
+    for vcpu in target.vcpus {
         let host = vcpu.tsc_khz()?;
         let difference = u64::from(host.abs_diff(guest)) * 1_000_000;
-        if guest != 0 && difference > u64::from(host) * TSC_TOLERANCE_PPM && vcpu.set_tsc_khz(guest).is_err()
-        {
+        if guest == 0 || difference <= u64::from(host) * TSC_TOLERANCE_PPM {
+            continue;
+        }
+        if !target.system.scales_tsc() || vcpu.set_tsc_khz(guest).is_err() {
             return Err(BuildError::TscFrequency { guest, host });
         }
     }

@@ -10,11 +10,17 @@ mod host;
 mod invoke;
 mod lifecycle;
 mod machine;
+#[cfg(test)]
+mod points;
 mod saved;
 mod start;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod timeline;
 
-pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point};
+pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point, to_warm_point_again};
 pub use capture::CaptureError;
 pub use drive::{Drive, DriveError, Happening};
 pub use host::{Finding, Verdict, cpu_vendor, examine_host};
@@ -25,5 +31,7 @@ pub use invoke::{
 pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
 pub use saved::{SavedError, SavedMachine};
-pub use start::{BOOT_MAX, ColdStart, Image, LoadError, StartError, boot, boot_again, private_file, restore};
+pub use start::{
+    BOOT_MAX, ColdStart, Generation, Image, LoadError, StartError, boot, boot_again, private_file, restore,
+};
 pub use timeline::Timeline;

@@ -8,7 +8,7 @@ use crate::boot::{
     BootError, BootMachine, EntryPoint, Kernel, KernelError, SmallGuest, SmallGuestError, VirtioDevice,
 };
 use crate::bundle::{Bundle, OpenError};
-use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, VirtioWindow};
+use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, GENERATION_LEN, VirtioWindow};
 use crate::memory::{self, GuestMemory, MapError};
 
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
@@ -49,12 +49,17 @@ pub enum StartError {
     },
 }
 
-/// Restores a clone from `bundle`. No guest instruction has run yet.
+/// What no two machines share: content of the VM Generation ID, and of the restore message.
+pub type Generation = [u8; GENERATION_LEN];
+
+/// Restores a clone from `bundle`. No guest instruction has run yet; the first will find `generation` in place and be
+/// interrupted because of it.
 ///
 /// # Errors
 /// See [`StartError`].
 pub fn restore(
     bundle: &Bundle,
+    generation: Generation,
     console: Box<dyn Write + Send>,
     timeline: &mut Timeline,
 ) -> Result<Machine, StartError> {
@@ -63,7 +68,8 @@ pub fn restore(
     let saved = SavedMachine::take(bundle.state()?, &shape)?;
     timeline.mark("read state");
     let memory = memory::copy_on_write(bundle.memory()?, shape.memory_bytes)?;
-    let devices = setup(is_port(bundle), clone_drives(bundle)?, console);
+    let generation = (!is_port(bundle)).then_some(generation);
+    let devices = setup(generation, clone_drives(bundle)?, console);
     timeline.mark("map memory");
     let origin = Origin::Saved(Box::new(saved));
     Ok(Machine::build(Plan { shape, memory, devices, origin, timeline })?)
@@ -99,8 +105,15 @@ pub fn private_file() -> io::Result<File> {
     Ok(rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
-fn setup(port: bool, drives: Vec<DriveSetup>, console: Box<dyn Write + Send>) -> DeviceSetup {
-    DeviceSetup { drives, vsock_cid: (!port).then_some(GUEST_CID), rng: !port, port, console }
+/// The devices of a Linux guest, which has a generation, or of a small one.
+fn setup(
+    generation: Option<Generation>,
+    drives: Vec<DriveSetup>,
+    console: Box<dyn Write + Send>,
+) -> DeviceSetup {
+    let linux = generation.is_some();
+    let vsock_cid = linux.then_some(GUEST_CID);
+    DeviceSetup { drives, vsock_cid, rng: linux, generation, port: !linux, console }
 }
 
 /// Boots the bundle's kernel with the bundle's root again, as the bake did.
@@ -109,6 +122,7 @@ fn setup(port: bool, drives: Vec<DriveSetup>, console: Box<dyn Write + Send>) ->
 /// See [`StartError`].
 pub fn boot_again(
     bundle: &Bundle,
+    generation: Generation,
     console: Box<dyn Write + Send>,
     timeline: &mut Timeline,
 ) -> Result<Machine, StartError> {
@@ -123,6 +137,7 @@ pub fn boot_again(
         shape: Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus },
         image: &image,
         command_line: machine.kernel_cmdline.clone(),
+        generation,
         drives: clone_drives(bundle)?,
         console,
     };
@@ -152,6 +167,8 @@ pub struct ColdStart<'a> {
     pub image: &'a Image,
     /// Kernel command line.
     pub command_line: String,
+    /// Unlike any other machine's; small guests are not told.
+    pub generation: Generation,
     /// Drives, `root` first.
     pub drives: Vec<DriveSetup>,
     /// Where the guest's serial output goes.
@@ -173,9 +190,10 @@ impl std::fmt::Debug for ColdStart<'_> {
 /// # Errors
 /// See [`StartError`].
 pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, StartError> {
-    let ColdStart { shape, image, command_line, drives, console } = start;
+    let ColdStart { shape, image, command_line, generation, drives, console } = start;
     let memory = memory::anonymous(shape.memory_bytes)?;
-    let devices = setup(matches!(*image, Image::Small(_)), drives, console);
+    let generation = matches!(*image, Image::Linux { .. }).then_some(generation);
+    let devices = setup(generation, drives, console);
     let load =
         |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");
@@ -215,6 +233,7 @@ impl Image {
                         .map(|w| VirtioDevice { base: w.base, len: w.len, gsi: w.gsi })
                         .collect(),
                     serial: true,
+                    vmgenid: true,
                 };
                 Ok(crate::boot::load(memory, kernel, Some(initramfs), line, &machine)?)
             }

@@ -33,6 +33,15 @@ impl Timeline {
         self.marks.push((phase, Instant::now()));
     }
 
+    /// CLOCK_MONOTONIC at the start, in nanoseconds: what a process that noted the same clock before it spawned this one
+    /// needs to add its own part.
+    pub fn start_ns(&self) -> u64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let part = |n: i64| u64::try_from(n).unwrap_or_default();
+        let now_ns = part(now.tv_sec).saturating_mul(1_000_000_000).saturating_add(part(now.tv_nsec));
+        now_ns.saturating_sub(u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+
     /// Every phase and how long it took, in order.
     pub fn phases(&self) -> Vec<(&'static str, Duration)> {
         let begins = std::iter::once(self.start).chain(self.marks.iter().map(|(_, at)| *at));
@@ -59,5 +68,13 @@ mod tests {
         assert_eq!(Some(sum), timeline.until("two"));
         assert!(timeline.phases()[1].1 >= Duration::from_millis(2));
         assert_eq!(timeline.until("three"), None);
+    }
+
+    #[test]
+    fn the_start_does_not_move() {
+        let timeline = Timeline::start();
+        let first = timeline.start_ns();
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(timeline.start_ns().abs_diff(first) < 10_000_000, "by less than the time that has passed");
     }
 }

@@ -1,7 +1,9 @@
 //! ACPI tables of a hardware-reduced machine: no SCI, no PM timer, no PIT, no 8259.
 //!
-//! Linux finds its vCPUs, the virtio-mmio devices, the serial port and the way to power off here; Debian's cloud kernel
-//! reads neither MP tables nor virtio devices from its command line.
+//! Linux finds its vCPUs, the virtio-mmio devices, the serial port, its VM Generation ID and the way to power off here;
+//! Debian's cloud kernel reads neither MP tables nor virtio devices from its command line.
+
+mod vmgenid;
 
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
@@ -86,7 +88,7 @@ pub fn tables(machine: &BootMachine) -> Result<Vec<u8>, AcpiError> {
     let rsdp = serialised(&Rsdp::new(OEM_ID, xsdt));
     let Image { mut bytes } = image;
     bytes.splice(..rsdp.len(), rsdp);
-    let room = layout::ACPI_END - layout::ACPI_START;
+    let room = layout::VMGENID_ADDR - layout::ACPI_START;
     if bytes.len() as u64 > room { Err(AcpiError::TooLong { len: bytes.len() }) } else { Ok(bytes) }
 }
 
@@ -154,7 +156,8 @@ fn dsdt(machine: &BootMachine) -> Result<Sdt, AcpiError> {
     let mut body = serialised(&soft_off());
     let serial = machine.serial.then_some(Ok(Raw(serial())));
     let virtio = (0u8..).zip(&machine.virtio).map(|(index, device)| Ok(Raw(virtio(index, device)?)));
-    let devices = virtio.chain(serial).collect::<Result<Vec<Raw>, _>>()?;
+    let vmgenid = machine.vmgenid.then_some(Ok(Raw(vmgenid::devices())));
+    let devices = virtio.chain(vmgenid).chain(serial).collect::<Result<Vec<Raw>, _>>()?;
     let children = devices.iter().map(|device| device as &dyn Aml).collect();
     Scope::new(Path::new("\\_SB_"), children).to_aml_bytes(&mut body);
     let mut table = Sdt::new(*b"DSDT", SDT_HEADER_LEN, 2, OEM_ID, OEM_TABLE_ID, OEM_REVISION);

@@ -6,7 +6,13 @@ fn machine(vcpus: u32, devices: u32) -> BootMachine {
         len: layout::VIRTIO_MMIO_LEN,
         gsi: layout::VIRTIO_GSI_START + n,
     };
-    BootMachine { vcpus, memory_bytes: 1 << 28, virtio: (0..devices).map(device).collect(), serial: true }
+    BootMachine {
+        vcpus,
+        memory_bytes: 1 << 28,
+        virtio: (0..devices).map(device).collect(),
+        serial: true,
+        vmgenid: true,
+    }
 }
 
 fn number(bytes: &[u8], at: usize, len: usize) -> u64 {
@@ -86,6 +92,8 @@ enum Term {
     Text(String),
     Buffer(Vec<u8>),
     Package(Vec<Term>),
+    Method(String, u8, Vec<Term>),
+    Notify(String, Box<Term>),
 }
 
 struct Parser<'a>(&'a [u8]);
@@ -108,10 +116,16 @@ impl<'a> Parser<'a> {
         Parser(self.take(length - (before - self.0.len())))
     }
 
+    /// One name, or two behind a DualNamePrefix (ACPI 6.5, 20.2.2).
     fn path(&mut self) -> String {
         let root = self.0[0] == b'\\';
-        let len = 4 + usize::from(root);
-        String::from_utf8(self.take(len).to_vec()).unwrap()
+        let mut path = String::from_utf8(self.take(usize::from(root)).to_vec()).unwrap();
+        let names = if self.0[0] == 0x2e { self.take(1).len() + 1 } else { 1 };
+        for number in 0..names {
+            path.push_str(if number > 0 { "." } else { "" });
+            path.push_str(std::str::from_utf8(self.take(4)).unwrap());
+        }
+        path
     }
 
     fn all(mut self) -> Vec<Term> {
@@ -150,6 +164,12 @@ impl<'a> Parser<'a> {
                 assert_eq!(terms.len(), usize::from(count));
                 Term::Package(terms)
             }
+            0x14 => {
+                let mut body = self.package();
+                let (name, flags) = (body.path(), body.take(1)[0]);
+                Term::Method(name, flags, body.all())
+            }
+            0x86 => Term::Notify(self.path(), Box::new(self.term())),
             other => panic!("AML opcode {other:#x}"),
         }
     }
@@ -187,7 +207,7 @@ fn the_dsdt_parses_to_the_devices_of_the_machine() {
     let off = [5, 0, 0, 0].map(Term::Number).into_iter().collect();
     assert_eq!(terms.next(), Some(name("\\_S5_", Term::Package(off))));
     let Some(Term::Scope(scope, mut devices)) = terms.next() else { panic!("no scope") };
-    assert_eq!((scope.as_str(), devices.len(), terms.next()), ("\\_SB_", 20, None));
+    assert_eq!((scope.as_str(), devices.len(), terms.next()), ("\\_SB_", 22, None));
 
     let Some(Term::Device(com1, fields)) = devices.pop() else { panic!("no serial port") };
     assert_eq!(com1, "COM1");
@@ -195,6 +215,7 @@ fn the_dsdt_parses_to_the_devices_of_the_machine() {
     assert_eq!(fields[0], name("_HID", Term::Number(0x0105_d041)));
     let Term::Name(_, crs) = &fields[2] else { panic!("no _CRS") };
     assert_eq!(resources(crs), [vec![0x47, 1, 0xf8, 3, 0xf8, 3, 0, 8], interrupt_bytes(4)].concat());
+    check_generation(&devices.split_off(19));
 
     for (n, device) in (0u8..).zip(devices) {
         let Term::Device(id, fields) = device else { panic!("no device") };
@@ -206,6 +227,27 @@ fn the_dsdt_parses_to_the_devices_of_the_machine() {
         let window = if n < 16 { window } else { [0x86, 9, 0, 1, 0, (n - 16) << 4, 1, 0xd0, 0, 0x10, 0, 0] };
         assert_eq!(resources(crs), [window.to_vec(), interrupt_bytes(5 + n)].concat());
     }
+}
+
+fn check_generation(devices: &[Term]) {
+    let text = |text: &str| Term::Text(text.into());
+    let [Term::Device(_, counter), Term::Device(_, events)] = devices else { panic!("{devices:?}") };
+    assert_eq!(counter[0], name("_HID", text("VMGENCTR")));
+    assert_eq!(counter[1], name("_CID", text("VM_Gen_Counter")));
+    let address = vec![Term::Number(layout::VMGENID_ADDR), Term::Number(0)];
+    assert_eq!(counter[3], name("ADDR", Term::Package(address)));
+    assert_eq!(events[0], name("_HID", text("ACPI0013")));
+    let Term::Name(_, crs) = &events[2] else { panic!("no _CRS") };
+    assert_eq!(resources(crs), interrupt_bytes(3));
+    let notify = Term::Notify("\\_SB_.VGEN".into(), Box::new(Term::Number(0x80)));
+    assert_eq!(events[3], Term::Method("_EVT".into(), 1, vec![notify]));
+}
+
+#[test]
+fn a_machine_may_have_no_generation() {
+    let image = tables(&BootMachine { vmgenid: false, ..machine(1, 0) }).unwrap();
+    let (_, _, dsdt) = found(&image);
+    assert!(!dsdt.windows(4).any(|name| name == b"VGEN" || name == b"GED0"));
 }
 
 #[test]

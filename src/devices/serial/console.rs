@@ -53,6 +53,11 @@ impl Console {
         Console { shared: Arc::default(), sink: Some(sink) }
     }
 
+    /// What [`LastWords::wait`] needs of it, for somebody who must not wait for the port: a vCPU may use that.
+    pub(super) fn last_words(&self) -> LastWords {
+        LastWords(self.shared.clone())
+    }
+
     fn start(&mut self) {
         let Some(sink) = self.sink.take() else { return };
         let shared = self.shared.clone();
@@ -68,7 +73,7 @@ impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.start();
         let mut buffer = lock(&self.shared.buffer);
-        if !buffer.dead {
+        if !buffer.dead && !buffer.closed {
             let room = BUFFER_MAX - buffer.bytes.len().min(BUFFER_MAX);
             let fit = bytes.get(..room).unwrap_or(bytes);
             buffer.bytes.extend_from_slice(fit);
@@ -87,14 +92,24 @@ impl Write for Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        let mut buffer = lock(&self.shared.buffer);
+        self.last_words().wait();
+    }
+}
+
+/// The end of a console.
+#[derive(Debug)]
+pub(in crate::devices) struct LastWords(Arc<Shared>);
+
+impl LastWords {
+    /// Ends the console, and waits a moment until the sink has taken what was printed.
+    pub(in crate::devices) fn wait(&self) {
+        let LastWords(shared) = self;
+        let mut buffer = lock(&shared.buffer);
         buffer.closed = true;
-        self.shared.changed.notify_all();
-        if self.sink.is_none() {
-            let unwritten = |b: &mut Buffer| !b.dead && (b.busy || !b.bytes.is_empty());
-            // A sink that takes no more is left behind, with the thread that waits for it.
-            drop(self.shared.changed.wait_timeout_while(buffer, LAST_WORDS, unwritten));
-        }
+        shared.changed.notify_all();
+        let unwritten = |b: &mut Buffer| !b.dead && (b.busy || !b.bytes.is_empty());
+        // A sink that takes no more is left behind, with the thread that waits for it.
+        drop(shared.changed.wait_timeout_while(buffer, LAST_WORDS, unwritten));
     }
 }
 
@@ -173,6 +188,16 @@ mod tests {
             seen.extend(more);
         }
         assert_eq!(seen, b"hello\nla");
+    }
+
+    #[test]
+    fn the_rest_can_be_awaited_while_somebody_still_has_the_port() {
+        let (mut console, sink) = console();
+        console.write_all(b"no line end").unwrap();
+        console.last_words().wait();
+        assert_eq!(sink.try_recv().unwrap(), b"no line end");
+        console.write_all(b"too late\n").unwrap();
+        assert!(lock(&console.shared.buffer).bytes.is_empty());
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::bus::{BusDevice, IrqLine};
 use super::error::{DeviceError, StateFault};
 
 use console::Console;
+pub(super) use console::LastWords;
 
 /// Length of the window, ports.
 pub(super) const SERIAL_LEN: u64 = 8;
@@ -67,6 +68,11 @@ impl Serial {
     pub(super) fn save(&self) -> SerialState {
         let Serial { uart } = self;
         saved(uart.state())
+    }
+
+    /// To wait for what was printed last.
+    pub(super) fn last_words(&self) -> LastWords {
+        self.uart.writer().last_words()
     }
 
     /// Whether the driver has an interrupt to look at.

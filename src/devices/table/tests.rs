@@ -25,13 +25,14 @@ fn linux() -> DeviceSetup {
         drives: vec![drive("root", false), drive("data", true)],
         vsock_cid: Some(3),
         rng: true,
+        generation: Some([1; GENERATION_LEN]),
         port: false,
         console: Box::new(std::io::sink()),
     }
 }
 
 fn small() -> DeviceSetup {
-    DeviceSetup { drives: Vec::new(), vsock_cid: None, rng: false, port: true, ..linux() }
+    DeviceSetup { drives: Vec::new(), vsock_cid: None, rng: false, generation: None, port: true, ..linux() }
 }
 
 fn build(setup: DeviceSetup, states: DeviceStates) -> Result<DeviceTable, DeviceError> {
@@ -71,7 +72,7 @@ fn virtio_devices_lie_in_slots_with_drives_first() {
     assert_eq!(windows[3], VirtioWindow { base: 0xd000_3000, len: 0x1000, gsi: 8 });
     let mut gsis: Vec<u32> = table.irq_lines().map(IrqLine::gsi).collect();
     gsis.sort_unstable();
-    assert_eq!(gsis, [4, 5, 6, 7, 8]);
+    assert_eq!(gsis, [3, 4, 5, 6, 7, 8]);
 }
 
 #[test]

@@ -42,11 +42,17 @@ fn notices(conversation: &mut AgentConversation) -> Vec<Notice> {
 }
 
 fn hello(protocol: u16) -> ToHost<'static> {
-    ToHost::Hello(Hello { protocol, agent_version: "0.1.0", kernel_release: "6.12" })
+    ToHost::Hello(Hello { protocol, agent_version: "0.1.0", kernel_release: "6.12", vmgenid: true })
 }
 
 fn message() -> RestoreMessage {
-    RestoreMessage { generation: [7; 16], entropy: [8; 64], unix_time_ns: 9, env: BTreeMap::new() }
+    RestoreMessage {
+        generation: [7; 16],
+        entropy: [8; 64],
+        host_name: "clone".to_owned(),
+        machine_id: Some([6; 16]),
+        env: BTreeMap::new(),
+    }
 }
 
 fn acknowledge() -> ToHost<'static> {
@@ -55,7 +61,7 @@ fn acknowledge() -> ToHost<'static> {
 
 fn clone_of(contract: &FunctionContract) -> AgentConversation {
     let mut conversation = AgentConversation::restored(contract, 1).unwrap();
-    conversation.restore(&message()).unwrap();
+    conversation.restore(&message(), 9).unwrap();
     hear(&mut conversation, &[acknowledge()]).unwrap();
     said(&mut conversation);
     notices(&mut conversation);
@@ -98,7 +104,7 @@ fn a_bake_goes_from_greeting_to_freeze() {
 fn a_clone_gets_no_event_before_its_acknowledgement() {
     let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
     assert!(conversation.event(&stdin(b"early")).is_err());
-    conversation.restore(&message()).unwrap();
+    conversation.restore(&message(), 9).unwrap();
     assert!(conversation.event(&stdin(b"early")).is_err());
     assert_eq!(said(&mut conversation), ["restore"]);
     hear(&mut conversation, &[acknowledge()]).unwrap();
@@ -113,16 +119,60 @@ fn anything_but_the_right_acknowledgement_means_not_unique() {
     let output = ToHost::Output { stream: Stream::Stdout, bytes: b"x" };
     for frame in [other, ToHost::Failed(failure), ToHost::Ready, output, ToHost::Done { exit_code: 0 }] {
         let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
-        conversation.restore(&message()).unwrap();
+        conversation.restore(&message(), 9).unwrap();
         let error = hear(&mut conversation, &[frame]).unwrap_err();
         assert!(matches!(error, SessionError::NotUnique { .. }), "{frame:?}: {error:?}");
         assert!(hear(&mut conversation, &[acknowledge()]).is_err());
         assert!(conversation.event(&stdin(b"late")).is_err());
     }
     let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
-    conversation.restore(&message()).unwrap();
+    conversation.restore(&message(), 9).unwrap();
     assert!(matches!(conversation.time_out(), SessionError::NotUnique { .. }));
     assert!(matches!(conversation.receive(&[0xff; 8]), Err(SessionError::NotUnique { .. })));
+}
+
+#[test]
+fn a_second_acknowledgement_takes_the_first_one_back() {
+    let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
+    conversation.restore(&message(), 9).unwrap();
+    let error = hear(&mut conversation, &[acknowledge(), acknowledge()]).unwrap_err();
+    assert!(matches!(error, SessionError::NotUnique { .. }), "{error:?}");
+    assert_eq!(notices(&mut conversation), []);
+    assert!(conversation.event(&stdin(b"late")).is_err());
+}
+
+#[test]
+fn hooks_may_log_and_a_command_may_not_print_before_the_acknowledgement() {
+    let log = ToHost::Log { bytes: b"hook" };
+    let output = ToHost::Output { stream: Stream::Stderr, bytes: b"log" };
+    for (contract, may) in [(exec(), false), (http(), true)] {
+        let mut conversation = AgentConversation::restored(&contract, 1).unwrap();
+        conversation.restore(&message(), 9).unwrap();
+        hear(&mut conversation, &[log]).unwrap();
+        assert_eq!(notices(&mut conversation), [Notice::Log { bytes: b"hook".to_vec() }]);
+        assert_eq!(hear(&mut conversation, &[output]).is_ok(), may);
+    }
+    let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
+    conversation.restore(&message(), 9).unwrap();
+    let failure = Failure { cause: Cause::Restore, status: 0, text: b"The hook a failed" };
+    let error = hear(&mut conversation, &[log, ToHost::Failed(failure)]).unwrap_err();
+    assert!(error.to_string().ends_with("The hook a failed; its last output:\nhook"), "{error}");
+}
+
+#[test]
+fn names_travel_before_the_environment_and_are_checked() {
+    let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
+    let env = BTreeMap::from([("A".to_owned(), "b".to_owned())]);
+    conversation.restore(&RestoreMessage { env, ..message() }, 9).unwrap();
+    let (raw, _) = guest_protocol::split(conversation.output()).unwrap().unwrap();
+    let Ok(ToGuest::Restore(restore)) = ToGuest::decode(raw) else { panic!("no restore frame") };
+    let expected =
+        [RestoreEntry::HostName("clone"), RestoreEntry::MachineId([6; 16]), RestoreEntry::Env(b"A=b")];
+    assert_eq!(restore.entries.iter().collect::<Vec<_>>(), expected);
+    assert_eq!(restore.unix_time_ns, 9);
+    let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
+    let bad = RestoreMessage { host_name: "a b".to_owned(), ..message() };
+    assert!(matches!(conversation.restore(&bad, 9), Err(SessionError::HostName { .. })));
 }
 
 #[test]
@@ -203,7 +253,7 @@ fn an_environment_that_cannot_be_told_is_refused() {
     for (key, value) in [("", "x"), ("A=B", "x"), ("A", "x\0"), ("A", &*"x".repeat(70_000))] {
         let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
         let env = BTreeMap::from([(key.to_owned(), value.to_owned())]);
-        assert!(conversation.restore(&RestoreMessage { env, ..message() }).is_err());
+        assert!(conversation.restore(&RestoreMessage { env, ..message() }, 9).is_err());
     }
 }
 

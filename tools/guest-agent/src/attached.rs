@@ -1,7 +1,8 @@
 //! The agent as an ordinary process, for tests: the control stream is its standard input, and the machine is left alone.
 
-use guest_protocol::Restore;
+use guest_protocol::{Restore, RestoreEntry};
 
+use crate::identity::machine_id_line;
 use crate::io::Io;
 use crate::runner::{Guest, MemoryCount};
 use crate::session;
@@ -19,9 +20,21 @@ impl Guest for Bystander {
         std::fs::write("ember-env", environ).map_err(|error| error.to_string())
     }
 
-    /// A clock of 0 stands for a kernel that refuses.
+    fn hooks_dir(&self) -> &'static str {
+        "after-restore.d"
+    }
+
+    /// A clock of 0 stands for a kernel that refuses. The names go to files.
     fn make_unique(&mut self, restore: &Restore<'_>) -> Result<(), String> {
-        if restore.unix_time_ns == 0 { Err("The clock cannot be set".to_owned()) } else { Ok(()) }
+        if restore.unix_time_ns == 0 {
+            return Err("The clock cannot be set".to_owned());
+        }
+        let store = |entry: RestoreEntry<'_>| match entry {
+            RestoreEntry::HostName(name) => std::fs::write("ember-host-name", name),
+            RestoreEntry::MachineId(id) => std::fs::write("ember-machine-id", machine_id_line(&id)),
+            RestoreEntry::Env(_) => Ok(()),
+        };
+        restore.entries.iter().try_for_each(store).map_err(|error| error.to_string())
     }
 
     fn settle(&mut self) -> Result<(), String> {
@@ -44,7 +57,7 @@ pub fn run() -> Stop {
         Ok(io) => io,
         Err(error) => return Stop::Control(error),
     };
-    if let Err(stop) = session::greet(&mut io) {
+    if let Err(stop) = session::greet(&mut io, true) {
         return stop;
     }
     let stop = session::run(&mut io, &mut Bystander);

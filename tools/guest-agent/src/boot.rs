@@ -7,13 +7,14 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use guest_protocol::{CONTROL_PORT, Cause, HOST_CID, Restore};
+use guest_protocol::{CONTROL_PORT, Cause, HOST_CID, Restore, RestoreEntry};
 use rustix::mount::MountFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::system::RebootCommand;
 use rustix::time::{ClockId, Timespec, clock_settime};
 
 use crate::freeze;
+use crate::identity::{MachineId, has_generation_driver};
 use crate::io::Io;
 use crate::root::{self, RootError};
 use crate::runner::{Guest, MemoryCount};
@@ -25,8 +26,12 @@ use crate::sys;
 const ROOT_DRIVE: &str = "/dev/vda";
 /// The port of the Runtime API, as on AWS.
 const RUNTIME_API_PORT: u16 = 9001;
-/// Where functions that already run find the environment of the restore message.
+/// What a restore changes for functions that already run: the environment, and the machine id under its own name.
 const ENV_DIR: &str = "/run/ember";
+/// Under [`ENV_DIR`].
+const MACHINE_ID: &str = "/run/ember/machine-id";
+/// Programs of the root that a clone runs before it acknowledges.
+const HOOKS_DIR: &str = "/etc/ember/after-restore.d";
 /// Kernel parameter that names a device to use in place of the vsock: for looking at an agent without Ember around it.
 const CONTROL_PARAMETER: &str = "ember.control=";
 /// How long the control stream's device may take to appear.
@@ -47,6 +52,8 @@ enum BootError {
     Loopback(#[source] io::Error),
     #[error("Cannot set the host name")]
     HostName(#[source] io::Error),
+    #[error("Cannot give the guest a machine id of its own")]
+    MachineId(#[source] io::Error),
     #[error("Cannot open {0}")]
     Open(&'static str, #[source] io::Error),
 }
@@ -72,11 +79,11 @@ fn serve() -> Stop {
         Err(error) => return Stop::Control(error),
     };
     // From here on failures reach the host. The greeting travels while the root is mounted.
-    let stop =
-        match session::greet(&mut io).and_then(|()| furnish().map_err(|e| Stop::chain(Cause::Guest, &e))) {
-            Ok(mut machine) => session::run(&mut io, &mut machine),
-            Err(stop) => stop,
-        };
+    let greeted = session::greet(&mut io, has_generation_driver());
+    let stop = match greeted.and_then(|()| furnish().map_err(|e| Stop::chain(Cause::Guest, &e))) {
+        Ok(mut machine) => session::run(&mut io, &mut machine),
+        Err(stop) => stop,
+    };
     session::say_farewell(&mut io, &stop);
     stop
 }
@@ -136,13 +143,15 @@ fn furnish() -> Result<Machine, BootError> {
     root::mount_others(ROOT_DRIVE)?;
     const RANDOM: &str = "/dev/urandom";
     let random = File::open(RANDOM).map_err(|error| BootError::Open(RANDOM, error))?;
-    Ok(Machine { random })
+    let machine_id = root::make_private_dir(ENV_DIR).and_then(|()| MachineId::install(MACHINE_ID));
+    Ok(Machine { random, machine_id: machine_id.map_err(BootError::MachineId)? })
 }
 
 /// The guest's own kernel.
 struct Machine {
     /// Open from before the freeze on: a restore looks nothing up.
     random: File,
+    machine_id: MachineId,
 }
 
 impl Guest for Machine {
@@ -152,7 +161,6 @@ impl Guest for Machine {
 
     fn store_env(&self, environ: &[u8], owner: u32) -> Result<(), String> {
         let store = || -> io::Result<()> {
-            root::make_private_dir(ENV_DIR)?;
             let mut file = File::options()
                 .write(true)
                 .create(true)
@@ -165,12 +173,28 @@ impl Guest for Machine {
         store().map_err(|error| format!("Cannot write {ENV_DIR}/env: {error}"))
     }
 
+    fn hooks_dir(&self) -> &'static str {
+        HOOKS_DIR
+    }
+
     fn make_unique(&mut self, restore: &Restore<'_>) -> Result<(), String> {
-        // Credited first: a generator that was not ready yet is then, and takes the new key.
+        // First: the host read its clock just before this guest ran, and everything else takes time.
+        clock_settime(ClockId::Realtime, timespec(restore.unix_time_ns))
+            .map_err(|e| format!("Cannot set the clock: {e}"))?;
+        // Credited before the reseeding: a generator that was not ready yet is then, and takes the new key.
         sys::add_entropy(&self.random, &restore.entropy).map_err(|e| format!("Cannot add entropy: {e}"))?;
         sys::reseed(&self.random).map_err(|e| format!("Cannot reseed the random number generator: {e}"))?;
-        clock_settime(ClockId::Realtime, timespec(restore.unix_time_ns))
-            .map_err(|e| format!("Cannot set the clock: {e}"))
+        for entry in restore.entries.iter() {
+            match entry {
+                RestoreEntry::HostName(name) => rustix::system::sethostname(name.as_bytes())
+                    .map_err(|e| format!("Cannot set the host name: {e}"))?,
+                RestoreEntry::MachineId(id) => {
+                    self.machine_id.set(&id).map_err(|e| format!("Cannot set the machine id: {e}"))?;
+                }
+                RestoreEntry::Env(_) => {}
+            }
+        }
+        Ok(())
     }
 
     fn settle(&mut self) -> Result<(), String> {

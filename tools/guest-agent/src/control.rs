@@ -8,6 +8,7 @@ use guest_protocol::{
     Cause, EVENT_HEAD_LEN, EventHead, FRAME_MAX, HEADER_LEN, Sink, ToGuest, ToHost, header, split,
 };
 use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 
 use crate::stop::Stop;
 
@@ -38,6 +39,29 @@ impl Inbox {
     /// # Errors
     /// The stream has ended or is broken.
     pub fn fill(&mut self, control: impl AsFd) -> Result<(), Stop> {
+        self.fill_by(|room| rustix::io::read(&control, room))
+    }
+
+    /// Reads once if something is there; tells whether it was. Of what is no socket nothing is read.
+    ///
+    /// # Errors
+    /// The stream has ended or is broken.
+    pub fn fill_now(&mut self, control: impl AsFd) -> Result<bool, Stop> {
+        let mut nothing = false;
+        let read = |room: &mut [u8]| match recv(&control, room, RecvFlags::DONTWAIT) {
+            Err(Errno::AGAIN | Errno::NOTSOCK) => {
+                nothing = true;
+                Ok(0)
+            }
+            other => other.map(|(n, _)| n),
+        };
+        match self.fill_by(read) {
+            Err(_) if nothing => Ok(false),
+            other => other.map(|()| true),
+        }
+    }
+
+    fn fill_by(&mut self, mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>) -> Result<(), Stop> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.buffer.len() - self.start < FRAME_MAX {
@@ -45,7 +69,7 @@ impl Inbox {
             (self.start, self.end) = (0, self.end - self.start);
         }
         let room = self.buffer.get_mut(self.end..).unwrap_or_default();
-        match retry(|| rustix::io::read(&control, &mut *room)) {
+        match retry(|| read(&mut *room)) {
             Ok(0) => Err(Stop::Control(io::ErrorKind::UnexpectedEof.into())),
             Ok(n) => {
                 self.end += n;

@@ -103,7 +103,7 @@ impl Runner for Exec {
     }
 
     fn take_env(&mut self, _guest: &dyn Guest, entries: RestoreEntries<'_>) -> Result<(), Stop> {
-        if entries.is_empty() {
+        if !entries.has_variables() {
             return Ok(());
         }
         self.command.add_env(entries);

@@ -10,12 +10,14 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::control::{Inbox, Outbox, retry};
-use crate::process::{Process, reap};
+use crate::process::{Process, Strays};
 use crate::stop::Stop;
 use crate::sys;
 
 /// Descriptors that one wait can take besides the agent's own.
 pub const WANTED_MAX: usize = 12;
+/// How often [`Io::hear_at_once`] looks. A look takes about a microsecond.
+const LOOKS: u32 = 200;
 /// Control, signals, and the two outputs of the function.
 const OWN: usize = 4;
 
@@ -66,6 +68,7 @@ pub struct Io {
     signals: OwnedFd,
     pub inbox: Inbox,
     outbox: Outbox,
+    strays: Strays,
 }
 
 impl Io {
@@ -74,7 +77,8 @@ impl Io {
     /// # Errors
     /// The signals cannot be had.
     pub fn new(control: OwnedFd) -> io::Result<Self> {
-        Ok(Io { control, signals: sys::child_signals()?, inbox: Inbox::new(), outbox: Outbox::new() })
+        let (inbox, outbox) = (Inbox::new(), Outbox::new());
+        Ok(Io { control, signals: sys::child_signals()?, inbox, outbox, strays: Strays::default() })
     }
 
     /// Adds a frame to what the next wait, read or [`flush`](Self::flush) sends.
@@ -118,6 +122,22 @@ impl Io {
         self.inbox.fill(&self.control)
     }
 
+    /// Looks for the host's next bytes a few times without going to sleep: what it answers at once comes in less time than
+    /// it takes a machine to fall asleep and wake up.
+    ///
+    /// # Errors
+    /// The control stream is broken.
+    pub fn hear_at_once(&mut self) -> Result<(), Stop> {
+        self.flush()?;
+        for _ in 0..LOOKS {
+            if self.inbox.fill_now(&self.control)? {
+                return Ok(());
+            }
+            rustix::thread::sched_yield();
+        }
+        Ok(())
+    }
+
     /// Reads what the host still says and forgets it.
     ///
     /// # Errors
@@ -155,9 +175,12 @@ impl Io {
         patience: Patience,
     ) -> Result<Found, Stop> {
         self.flush()?;
+        if process.as_deref_mut().is_some_and(|process| self.strays.find(process)) {
+            return Ok(Found::default());
+        }
         let ready = self.poll(wanted, process.as_deref(), patience)?;
         if ready.signals {
-            self.collect(process.as_deref_mut())?;
+            self.collect(process.as_deref_mut());
         }
         if let Some(process) = process {
             for (index, output) in ready.outputs.into_iter().enumerate() {
@@ -204,13 +227,12 @@ impl Io {
     }
 
     /// Empties the signal descriptor, then takes every ended child: signals of one kind are merged.
-    fn collect(&mut self, process: Option<&mut Process>) -> Result<(), Stop> {
+    fn collect(&mut self, process: Option<&mut Process>) {
         let mut signal = [0; 128];
         // Nothing there, or anything else: what counts is the children.
         let ended = rustix::io::read(&self.signals, &mut signal).is_ok();
         debug_assert!(ended);
-        reap(process);
-        Ok(())
+        self.strays.reap(process);
     }
 }
 

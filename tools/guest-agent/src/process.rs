@@ -1,6 +1,6 @@
 //! The function's processes: how they start, what they say, how they end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use guest_protocol::{Cause, RestoreEntries, RestoreEntry, Stream};
+use guest_protocol::{Cause, RestoreEntries, Stream, ToHost};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus, wait};
@@ -61,6 +61,8 @@ pub struct Prepared {
     name: String,
     input: Input,
     uid: u32,
+    /// Kinds of the frames that carry standard output and standard error.
+    kinds: [u8; 2],
 }
 
 impl Prepared {
@@ -94,7 +96,27 @@ impl Prepared {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let uid = user.as_ref().map_or(0, |user| user.credentials.uid);
         sys::prepare_child(&mut command, user.map(|user| user.credentials));
-        Ok(Prepared { command, name: name.clone(), input, uid })
+        let kinds = [Stream::Stdout.kind(), Stream::Stderr.kind()];
+        Ok(Prepared { command, name: name.clone(), input, uid, kinds })
+    }
+
+    /// A program of the guest's own, run as root, whose output goes to the log.
+    pub fn hook(program: &Path) -> Self {
+        let mut command = Command::new(program);
+        command.env_clear().env("HOME", "/root").env("PATH", PATH).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        sys::prepare_child(&mut command, None);
+        let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Prepared { command, name, input: Input::Nothing, uid: 0, kinds: [ToHost::LOG_KIND; 2] }
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Adds one variable to the environment of every process from now on.
+    pub fn set_env(&mut self, key: &str, value: &str) {
+        self.command.env(key, value);
     }
 
     /// Whom its processes run as.
@@ -104,7 +126,7 @@ impl Prepared {
 
     /// Adds the environment of a restore message to that of every process from now on.
     pub fn add_env(&mut self, entries: RestoreEntries<'_>) {
-        for RestoreEntry::Env(variable) in entries.iter() {
+        for variable in entries.variables() {
             let equals = variable.iter().position(|byte| *byte == b'=');
             if let Some((key, value)) = equals.and_then(|at| variable.split_at_checked(at)) {
                 let value = value.get(1..).unwrap_or_default();
@@ -126,6 +148,7 @@ impl Prepared {
             pid: pid.ok_or_else(|| broken(io::ErrorKind::InvalidData.into()))?,
             stdin: child.stdin.take().map(OwnedFd::from),
             outputs: [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)],
+            kinds: self.kinds,
             ended: None,
         };
         process.make_nonblocking().map_err(|error| broken(error.into()))?;
@@ -143,7 +166,8 @@ fn find_program(name: &str, path: &str, workdir: &Path) -> Option<PathBuf> {
     directories.map(|directory| directory.join(name)).find(|program| is_executable(program))
 }
 
-fn is_executable(program: &Path) -> bool {
+/// Whether it is a file that somebody may execute.
+pub fn is_executable(program: &Path) -> bool {
     fs::metadata(program)
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
@@ -185,6 +209,7 @@ pub struct Process {
     pid: Pid,
     stdin: Option<OwnedFd>,
     outputs: [Option<OwnedFd>; 2],
+    kinds: [u8; 2],
     ended: Option<Ended>,
 }
 
@@ -223,10 +248,11 @@ impl Process {
     /// # Errors
     /// The control stream is broken.
     pub fn relay_output(&mut self, index: usize, io: &mut Io) -> Result<bool, Stop> {
-        let kind = if index == 0 { Stream::Stdout.kind() } else { Stream::Stderr.kind() };
-        let Some(slot) = self.outputs.get_mut(index) else { return Ok(false) };
+        let (Some(slot), Some(kind)) = (self.outputs.get_mut(index), self.kinds.get(index)) else {
+            return Ok(false);
+        };
         let Some(output) = slot.as_ref() else { return Ok(false) };
-        match io.relay(kind, output)? {
+        match io.relay(*kind, output)? {
             Ok(1..) => Ok(true),
             Err(Errno::AGAIN) => Ok(false),
             Ok(_) | Err(_) => {
@@ -267,19 +293,37 @@ impl Process {
     }
 }
 
-/// Takes every child that has ended, orphans included, and notes the end of `process`.
-pub fn reap(mut process: Option<&mut Process>) {
-    while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
-        if let Some(process) = process.as_mut().filter(|process| process.pid == pid) {
-            process.ended = Ended::of(status);
+/// Ends of children that nobody watched when they came, the last few.
+#[derive(Debug, Default)]
+pub struct Strays(VecDeque<(Pid, WaitStatus)>);
+
+impl Strays {
+    /// More than a function and its hooks; what orphans there are beyond is nobody's.
+    const MAX: usize = 16;
+
+    /// Takes every child that has ended, orphans included, and notes the end of `process`.
+    pub fn reap(&mut self, mut process: Option<&mut Process>) {
+        while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
+            match process.as_mut().filter(|process| process.pid == pid) {
+                Some(process) => process.ended = Ended::of(status),
+                None => self.0.push_back((pid, status)),
+            }
         }
+        self.0.drain(..self.0.len().saturating_sub(Self::MAX));
+    }
+
+    /// Notes the end of `process` if it came while another was watched; tells whether it did.
+    pub fn find(&mut self, process: &mut Process) -> bool {
+        let Some(at) = self.0.iter().position(|(pid, _)| *pid == process.pid) else { return false };
+        process.ended = self.0.remove(at).and_then(|(_, status)| Ended::of(status));
+        true
     }
 }
 
 /// `KEY=VALUE` of each entry with a zero byte behind it, as in /proc/PID/environ.
 pub fn environ(entries: RestoreEntries<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for RestoreEntry::Env(variable) in entries.iter() {
+    for variable in entries.variables() {
         bytes.extend_from_slice(variable);
         bytes.push(0);
     }
@@ -293,6 +337,8 @@ pub fn link_is(link: &Path, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use guest_protocol::RestoreEntry;
+
     use super::*;
 
     #[test]

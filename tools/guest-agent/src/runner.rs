@@ -50,6 +50,14 @@ pub trait Runner {
     /// It cannot be passed on.
     fn take_env(&mut self, guest: &dyn Guest, entries: RestoreEntries<'_>) -> Result<(), Stop>;
 
+    /// Lets the function become unique by its own means, before the acknowledgement.
+    ///
+    /// # Errors
+    /// It cannot, or did not by `deadline`.
+    fn after_restore(&mut self, _io: &mut Io, _deadline: Instant) -> Result<(), Stop> {
+        Ok(())
+    }
+
     /// Lets the function go on after a restore, once it is acknowledged.
     ///
     /// # Errors
@@ -74,7 +82,7 @@ pub fn runner(contract: &Contract, guest: &dyn Guest) -> Result<Box<dyn Runner>,
 /// # Errors
 /// It cannot be stored.
 pub fn store_env(guest: &dyn Guest, entries: RestoreEntries<'_>, owner: u32) -> Result<(), Stop> {
-    if entries.is_empty() {
+    if !entries.has_variables() {
         return Ok(());
     }
     guest.store_env(&environ(entries), owner).map_err(|text| Stop::failed(Cause::Restore, text))
@@ -100,7 +108,10 @@ pub trait Guest {
     /// It cannot be written; a sentence.
     fn store_env(&self, environ: &[u8], owner: u32) -> Result<(), String>;
 
-    /// Makes this clone's kernel unlike any other's: entropy, clock.
+    /// Where the programs are that a clone runs before it acknowledges its restore message.
+    fn hooks_dir(&self) -> &'static str;
+
+    /// Makes this clone's kernel unlike any other's: clock, entropy, names.
     ///
     /// # Errors
     /// One of them cannot be set; a sentence.

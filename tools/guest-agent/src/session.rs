@@ -1,11 +1,15 @@
 //! A session with the host, from the greeting on (docs/guest-protocol.md).
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use guest_protocol::{CONTRACT_MAX, Cause, EventHead, Failure, Hello, Restore, ToGuest, ToHost, VERSION};
+use guest_protocol::{
+    CONTRACT_MAX, Cause, EventHead, Failure, Hello, Restore, ToGuest, ToHost, UNIQUE_MAX, VERSION,
+};
 
 use crate::contract::Contract;
 use crate::control::unexpected;
+use crate::hooks::Hooks;
 use crate::io::{Io, Patience};
 use crate::runner::{Guest, Runner, runner};
 use crate::stop::Stop;
@@ -13,15 +17,15 @@ use crate::stop::Stop;
 /// How long a host that was told of a failure may take to end the machine.
 const FAREWELL: Duration = Duration::from_secs(5);
 
-/// Greets the host.
+/// Greets the host. `vmgenid` tells whether the kernel reseeds by itself when the VM Generation ID changes.
 ///
 /// # Errors
 /// The control stream is broken.
-pub fn greet(io: &mut Io) -> Result<(), Stop> {
+pub fn greet(io: &mut Io, vmgenid: bool) -> Result<(), Stop> {
     let uname = rustix::system::uname();
     let kernel_release = uname.release().to_str().unwrap_or("unknown");
     let agent_version = env!("CARGO_PKG_VERSION");
-    io.say(&ToHost::Hello(Hello { protocol: VERSION, agent_version, kernel_release }))?;
+    io.say(&ToHost::Hello(Hello { protocol: VERSION, agent_version, kernel_release, vmgenid }))?;
     io.flush()
 }
 
@@ -93,8 +97,9 @@ fn serve(io: &mut Io, guest: &mut dyn Guest, contract: &Contract) -> Result<Neve
             }
             Order::Freeze => {
                 runner.before_freeze(io, deadline())?;
+                let hooks = Hooks::find(Path::new(guest.hooks_dir()))?;
                 guest.zero_free_memory().map_err(|text| Stop::failed(Cause::Guest, text))?;
-                freeze(io, guest, &mut *runner)?;
+                freeze(io, guest, &mut *runner, hooks)?;
             }
             Order::Nothing => {}
         }
@@ -134,20 +139,31 @@ fn next_order(io: &mut Io, runner: &mut dyn Runner) -> Result<Order, Stop> {
 
 /// Is frozen within: the clones go on from the read that waits for the restore message. Nothing else is accepted there, so
 /// that a clone which was told nothing does nothing.
-fn freeze(io: &mut Io, guest: &mut dyn Guest, runner: &mut dyn Runner) -> Result<(), Stop> {
+fn freeze(io: &mut Io, guest: &mut dyn Guest, runner: &mut dyn Runner, mut hooks: Hooks) -> Result<(), Stop> {
     let memory = guest.memory();
     io.say(&ToHost::Frozen { mem_total: memory.total, mem_free: memory.free })?;
     io.flush()?;
     let generation = io.next_frame(|frame| match frame {
-        ToGuest::Restore(restore) => apply(&restore, guest, runner).map(|()| restore.generation),
+        ToGuest::Restore(restore) => apply(&restore, guest, runner, &mut hooks).map(|()| restore.generation),
         frame => Err(unexpected(&frame)),
     })?;
+    let deadline = Instant::now() + UNIQUE_MAX;
+    hooks.run(io, deadline)?;
+    runner.after_restore(io, deadline)?;
     io.say(&ToHost::Acknowledge { generation })?;
     io.flush()?;
-    runner.resume(io)
+    runner.resume(io)?;
+    // The event is on its way: the host sends it as soon as it has the acknowledgement.
+    io.hear_at_once()
 }
 
-fn apply(restore: &Restore<'_>, guest: &mut dyn Guest, runner: &mut dyn Runner) -> Result<(), Stop> {
+fn apply(
+    restore: &Restore<'_>,
+    guest: &mut dyn Guest,
+    runner: &mut dyn Runner,
+    hooks: &mut Hooks,
+) -> Result<(), Stop> {
     guest.make_unique(restore).map_err(|text| Stop::failed(Cause::Restore, text))?;
+    hooks.prepare(restore);
     runner.take_env(guest, restore.entries)
 }

@@ -28,6 +28,7 @@ enum Said {
     Frozen,
     Acknowledge([u8; 16]),
     Output(Stream, Vec<u8>),
+    Log(Vec<u8>),
     Answer(Vec<u8>),
     Done(i32),
     Failed(Cause, i32, String),
@@ -135,6 +136,7 @@ fn own(frame: ToHost<'_>) -> Said {
         ToHost::Frozen { .. } => Said::Frozen,
         ToHost::Acknowledge { generation } => Said::Acknowledge(generation),
         ToHost::Output { stream, bytes } => Said::Output(stream, bytes.to_vec()),
+        ToHost::Log { bytes } => Said::Log(bytes.to_vec()),
         ToHost::Answer { bytes } => Said::Answer(bytes.to_vec()),
         ToHost::Done { exit_code } => Said::Done(exit_code),
         ToHost::Failed(failure) => {
@@ -239,6 +241,72 @@ fn a_clone_that_cannot_be_made_unique_acknowledges_nothing() {
     agent.say(&[restore_frame(0, RestoreEntries::EMPTY)]);
     let failure = Said::Failed(Cause::Restore, 0, "The clock cannot be set".to_owned());
     assert_eq!(agent.hear(), failure);
+}
+
+#[test]
+fn a_clone_takes_its_names() {
+    let mut agent = Agent::ready(&shell("cat", ""));
+    agent.freeze();
+    let mut entries = Vec::new();
+    RestoreEntry::MachineId([0x1a; 16]).append_to(&mut entries);
+    RestoreEntry::HostName("clone-7").append_to(&mut entries);
+    agent.say(&[restore_frame(1, RestoreEntries::from_bytes(&entries))]);
+    assert_eq!(agent.hear(), Said::Acknowledge([7; 16]));
+    let read = |name: &str| std::fs::read_to_string(agent.dir.path().join(name)).unwrap();
+    assert_eq!(read("ember-host-name"), "clone-7");
+    assert_eq!(read("ember-machine-id"), format!("{}\n", "1a".repeat(16)));
+}
+
+/// Installs programs that run after a restore.
+fn install_hooks(agent: &Agent, hooks: &[(&str, &str)]) {
+    let directory = agent.dir.path().join("after-restore.d");
+    std::fs::create_dir(&directory).unwrap();
+    for (name, script) in hooks {
+        let path = directory.join(name);
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    }
+}
+
+#[test]
+fn hooks_run_in_order_before_the_acknowledgement() {
+    let mut agent = Agent::ready(&shell("cat", r#", "resident": true"#));
+    install_hooks(&agent, &[("20-late", "echo two $LATE >&2"), ("10-early", "echo one $EMBER_GENERATION")]);
+    agent.freeze();
+    let mut entries = Vec::new();
+    RestoreEntry::Env(b"LATE=secret").append_to(&mut entries);
+    agent.say(&[restore_frame(1, RestoreEntries::from_bytes(&entries)), event_frame(b"x")]);
+    assert_eq!(agent.hear(), Said::Log(format!("one {}\n", "07".repeat(16)).into_bytes()));
+    assert_eq!(agent.hear(), Said::Log(b"two secret\n".to_vec()));
+    assert_eq!(agent.hear(), Said::Acknowledge([7; 16]));
+    assert_eq!(agent.answer().0, b"x");
+}
+
+#[test]
+fn a_hook_that_fails_is_told_and_nothing_acknowledged() {
+    for (script, told) in [
+        ("echo why; exit 3", "The hook hook ended with exit code 3"),
+        ("echo why; kill -9 $$", "The hook hook was killed by signal 9"),
+    ] {
+        let mut agent = Agent::ready(&shell("cat", ""));
+        install_hooks(&agent, &[("hook", script), ("never", "echo never")]);
+        agent.freeze();
+        agent.say(&[restore_frame(1, RestoreEntries::EMPTY), event_frame(b"x")]);
+        assert_eq!(agent.hear(), Said::Log(b"why\n".to_vec()));
+        assert_eq!(agent.hear(), Said::Failed(Cause::Restore, 0, told.to_owned()));
+    }
+}
+
+#[test]
+fn a_function_that_ends_while_a_hook_runs_is_noticed() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let pid = file.path().display();
+    let mut agent =
+        Agent::ready(&shell(&format!("echo $$ > {pid}; cat; echo after"), r#", "resident": true"#));
+    install_hooks(&agent, &[("hook", &format!("kill -9 $(cat {pid}); sleep 0.1"))]);
+    agent.freeze();
+    agent.restore(&[]);
+    assert_eq!(agent.ask(b"x").3, 137);
 }
 
 #[test]
@@ -436,18 +504,22 @@ fn a_wrong_id_path_or_request_is_refused_and_nothing_lost() {
 }
 
 #[test]
-fn a_snapstart_client_is_let_go_after_the_acknowledgement() {
+fn a_snapstart_client_runs_its_hooks_before_the_acknowledgement() {
     let mut lambda = Lambda::start();
     lambda.get("restore/next");
     assert_eq!(lambda.agent.hear(), Said::Ready);
     lambda.agent.freeze();
     lambda.api.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     assert!(lambda.api.read(&mut [0]).is_err(), "it is answered too early");
-    lambda.agent.restore(&[]);
+    lambda.agent.say(&[restore_frame(1, RestoreEntries::EMPTY)]);
     lambda.api.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     assert!(lambda.reply().0.starts_with("HTTP/1.1 200 "));
-    lambda.agent.say(&[event_frame(b"{}")]);
+    lambda.agent.stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    assert!(lambda.agent.stream.read(&mut [0]).is_err(), "it is acknowledged too early");
+    lambda.agent.stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     lambda.get("invocation/next");
+    assert_eq!(lambda.agent.hear(), Said::Acknowledge([7; 16]));
+    lambda.agent.say(&[event_frame(b"{}")]);
     assert_eq!(lambda.reply().1, "{}");
 }
 
@@ -464,7 +536,13 @@ fn a_warm_up_event_lets_a_snapstart_client_go_first() {
     assert_eq!(lambda.agent.answer().2, b"warm");
     assert!(lambda.reply().0.starts_with("HTTP/1.1 202 "));
     lambda.get("invocation/next");
-    lambda.agent.freeze();
+    // Clones get a client whose hooks have not run.
+    lambda.agent.say(&[ToGuest::Freeze]);
+    assert!(matches!(lambda.agent.hear(), Said::Output(Stream::Stdout, _)), "it is started again");
+    assert_eq!(lambda.api.read(&mut [0]).unwrap(), 0, "the old one is hung up on");
+    lambda.api = lambda.another();
+    lambda.get("restore/next");
+    assert_eq!(lambda.agent.hear(), Said::Frozen);
 }
 
 #[test]
@@ -482,7 +560,7 @@ fn an_error_after_the_restore_is_told() {
     lambda.get("restore/next");
     assert_eq!(lambda.agent.hear(), Said::Ready);
     lambda.agent.freeze();
-    lambda.agent.restore(&[]);
+    lambda.agent.say(&[restore_frame(1, RestoreEntries::EMPTY)]);
     assert!(lambda.reply().0.starts_with("HTTP/1.1 200 "));
     lambda.post("restore/error", "{\"errorType\":\"Hook\"}");
     assert_eq!(

@@ -29,8 +29,8 @@ pub enum PayloadError {
         /// What it holds.
         value: u64,
     },
-    /// A field that must be text is not UTF-8.
-    #[error("The {field} of the {frame} frame is not UTF-8")]
+    /// A field that must be text is not, or not of the kind it must be.
+    #[error("The {field} of the {frame} frame is no text of its kind")]
     Text {
         /// The frame.
         frame: &'static str,

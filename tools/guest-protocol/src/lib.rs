@@ -33,3 +33,32 @@ pub const CONTRACT_MAX: usize = 256 << 10;
 pub const GENERATION_LEN: usize = 16;
 /// Length of the entropy that a clone is given, bytes.
 pub const ENTROPY_LEN: usize = 64;
+/// Length of a machine id (machine-id(5)), bytes.
+pub const MACHINE_ID_LEN: usize = 16;
+/// Longest host name, bytes (HOST_NAME_MAX of Linux).
+pub const HOST_NAME_MAX: usize = 64;
+/// How long a clone may take to become unique, hooks included: the agent gives up then, the host a little later.
+pub const UNIQUE_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Whether `name` can be a host name: letters, digits, `-` and `.`, with a letter or digit at both ends (hostname(7)).
+pub fn is_host_name(name: &str) -> bool {
+    let ends = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let bytes = name.as_bytes();
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-.".contains(byte);
+    name.len() <= HOST_NAME_MAX && bytes.iter().all(plain) && ends(bytes.first()) && ends(bytes.last())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_are_plain_and_short() {
+        for good in ["a", "clone-0a1b2c3d", "A.b.9", &"x".repeat(64)] {
+            assert!(is_host_name(good), "{good}");
+        }
+        for bad in ["", "-a", "a-", ".", "a b", "a\n", "\u{e4}", "a/b", "a_b", &"x".repeat(65)] {
+            assert!(!is_host_name(bad), "{bad}");
+        }
+    }
+}

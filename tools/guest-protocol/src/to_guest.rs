@@ -2,7 +2,7 @@
 
 use crate::fields::{Fields, PayloadError};
 use crate::frame::{PAYLOAD_MAX, Raw, Sink, put};
-use crate::{ENTROPY_LEN, GENERATION_LEN};
+use crate::{ENTROPY_LEN, GENERATION_LEN, MACHINE_ID_LEN, is_host_name};
 
 const CONTRACT: u8 = 0x81;
 const RESTORE: u8 = 0x82;
@@ -14,6 +14,10 @@ const FREEZE: u8 = 0x87;
 
 /// Entry of a restore frame: `KEY=VALUE`.
 const ENTRY_ENV: u16 = 1;
+/// Entry of a restore frame: the host name, text.
+const ENTRY_HOST_NAME: u16 = 2;
+/// Entry of a restore frame: the machine id, 16 bytes.
+const ENTRY_MACHINE_ID: u16 = 3;
 
 /// Bytes of an [`EventHead`] in an event frame.
 pub const EVENT_HEAD_LEN: usize = 32;
@@ -95,6 +99,10 @@ pub struct RestoreEntries<'a>(&'a [u8]);
 pub enum RestoreEntry<'a> {
     /// An environment variable, `KEY=VALUE`.
     Env(&'a [u8]),
+    /// The clone's host name, one that [`is_host_name`] takes.
+    HostName(&'a str),
+    /// The clone's machine id.
+    MachineId([u8; MACHINE_ID_LEN]),
 }
 
 impl<'a> RestoreEntries<'a> {
@@ -106,9 +114,17 @@ impl<'a> RestoreEntries<'a> {
         RestoreEntries(bytes)
     }
 
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Each environment variable, `KEY=VALUE`.
+    pub fn variables(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        self.iter().filter_map(|entry| match entry {
+            RestoreEntry::Env(variable) => Some(variable),
+            RestoreEntry::HostName(_) | RestoreEntry::MachineId(_) => None,
+        })
+    }
+
+    /// Whether there is an environment variable.
+    pub fn has_variables(&self) -> bool {
+        self.variables().next().is_some()
     }
 
     /// Each entry in the order of the frame.
@@ -127,10 +143,14 @@ impl<'a> RestoreEntries<'a> {
 impl<'a> RestoreEntry<'a> {
     /// Appends the entry to the bytes of a [`RestoreEntries`].
     pub fn append_to(&self, sink: &mut impl Sink) {
-        let RestoreEntry::Env(variable) = self;
-        sink.put(&ENTRY_ENV.to_le_bytes());
-        sink.put(&u32::try_from(variable.len()).unwrap_or(u32::MAX).to_le_bytes());
-        sink.put(variable);
+        let (tag, bytes) = match self {
+            RestoreEntry::Env(variable) => (ENTRY_ENV, *variable),
+            RestoreEntry::HostName(name) => (ENTRY_HOST_NAME, name.as_bytes()),
+            RestoreEntry::MachineId(id) => (ENTRY_MACHINE_ID, id.as_slice()),
+        };
+        sink.put(&tag.to_le_bytes());
+        sink.put(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        sink.put(bytes);
     }
 
     fn take(fields: &mut Fields<'a>) -> Result<Option<Self>, PayloadError> {
@@ -142,6 +162,12 @@ impl<'a> RestoreEntry<'a> {
         let bytes = fields.bytes("entry", usize::try_from(len).unwrap_or(usize::MAX))?;
         match tag {
             ENTRY_ENV => Ok(Some(RestoreEntry::Env(bytes))),
+            ENTRY_HOST_NAME => host_name(bytes).map(|name| Some(RestoreEntry::HostName(name))),
+            ENTRY_MACHINE_ID => {
+                let mut fields = Fields::new("restore", bytes);
+                let id = fields.array("machine id")?;
+                fields.end().map(|()| Some(RestoreEntry::MachineId(id)))
+            }
             // Not skipped: what a clone is told and does not do would leave it less unique than the host believes.
             tag => Err(PayloadError::Value { frame: "restore", field: "entry", value: u64::from(tag) }),
         }
@@ -212,6 +238,11 @@ fn contract(payload: &[u8]) -> Result<ToGuest<'_>, PayloadError> {
         }
     };
     Ok(ToGuest::Contract { last, json: fields.rest() })
+}
+
+fn host_name(bytes: &[u8]) -> Result<&str, PayloadError> {
+    let name = std::str::from_utf8(bytes).ok().filter(|name| is_host_name(name));
+    name.ok_or(PayloadError::Text { frame: "restore", field: "host name" })
 }
 
 fn restore(payload: &[u8]) -> Result<Restore<'_>, PayloadError> {

@@ -14,6 +14,10 @@ const STDERR: u8 = 0x07;
 const ANSWER: u8 = 0x08;
 const DONE: u8 = 0x09;
 const FAILED: u8 = 0x0a;
+const LOG: u8 = 0x0b;
+
+/// Bits of a greeting's facts.
+const FACT_VMGENID: u8 = 1;
 
 /// First four bytes of a greeting.
 const MAGIC: [u8; 4] = *b"EMBR";
@@ -50,6 +54,11 @@ pub enum ToHost<'a> {
         /// The bytes.
         bytes: &'a [u8],
     },
+    /// What a hook wrote.
+    Log {
+        /// The bytes.
+        bytes: &'a [u8],
+    },
     /// A part of the answer (`http`, `lambda`).
     Answer {
         /// The bytes.
@@ -73,6 +82,8 @@ pub struct Hello<'a> {
     pub agent_version: &'a str,
     /// Release of the guest kernel, [`AGENT_TEXT_MAX`] bytes at most.
     pub kernel_release: &'a str,
+    /// Whether the guest kernel has bound its driver to the VM Generation ID, so that it reseeds when that changes.
+    pub vmgenid: bool,
 }
 
 /// One of the function's two output streams.
@@ -167,6 +178,8 @@ impl Stream {
 impl<'a> ToHost<'a> {
     /// The kind of a frame with answer bytes, for a sender that has the payload in place already.
     pub const ANSWER_KIND: u8 = ANSWER;
+    /// The kind of a frame with a hook's output, likewise.
+    pub const LOG_KIND: u8 = LOG;
 
     /// Appends the frame. What it holds must fit into one, see [`PAYLOAD_MAX`](crate::PAYLOAD_MAX).
     pub fn append_to(&self, sink: &mut impl Sink) {
@@ -179,6 +192,7 @@ impl<'a> ToHost<'a> {
             }
             ToHost::Acknowledge { generation } => put(sink, ACKNOWLEDGE, &[generation]),
             ToHost::Output { stream, bytes } => put(sink, stream.kind(), &[bytes]),
+            ToHost::Log { bytes } => put(sink, LOG, &[bytes]),
             ToHost::Answer { bytes } => put(sink, ANSWER, &[bytes]),
             ToHost::Done { exit_code } => put(sink, DONE, &[&exit_code.to_le_bytes()]),
             ToHost::Failed(failure) => failure.append_to(sink),
@@ -199,6 +213,7 @@ impl<'a> ToHost<'a> {
             ACKNOWLEDGE => acknowledge(payload),
             STDOUT => Ok(ToHost::Output { stream: Stream::Stdout, bytes: payload }),
             STDERR => Ok(ToHost::Output { stream: Stream::Stderr, bytes: payload }),
+            LOG => Ok(ToHost::Log { bytes: payload }),
             ANSWER => Ok(ToHost::Answer { bytes: payload }),
             DONE => done(payload),
             FAILED => Failure::decode(payload).map(ToHost::Failed),
@@ -215,6 +230,7 @@ impl<'a> ToHost<'a> {
             ToHost::Frozen { .. } => "frozen",
             ToHost::Acknowledge { .. } => "acknowledge",
             ToHost::Output { .. } => "output",
+            ToHost::Log { .. } => "log",
             ToHost::Answer { .. } => "answer",
             ToHost::Done { .. } => "done",
             ToHost::Failed(_) => "failed",
@@ -226,7 +242,9 @@ impl<'a> Hello<'a> {
     fn append_to(&self, sink: &mut impl Sink) {
         let (agent, agent_len) = short_text(self.agent_version);
         let (kernel, kernel_len) = short_text(self.kernel_release);
-        put(sink, HELLO, &[&MAGIC, &self.protocol.to_le_bytes(), &agent_len, agent, &kernel_len, kernel]);
+        let protocol = self.protocol.to_le_bytes();
+        let facts = if self.vmgenid { FACT_VMGENID } else { 0 };
+        put(sink, HELLO, &[&MAGIC, &protocol, &agent_len, agent, &kernel_len, kernel, &[facts]]);
     }
 
     fn decode(payload: &'a [u8]) -> Result<Self, PayloadError> {
@@ -240,12 +258,21 @@ impl<'a> Hello<'a> {
             protocol: fields.u16("protocol version")?,
             agent_version: fields.short_text("agent version")?,
             kernel_release: fields.short_text("kernel release")?,
+            vmgenid: facts(fields.byte("facts")?)?,
         };
         // A later version may greet with more: its fields are read once its version is known.
         if hello.protocol == 1 {
             fields.end()?;
         }
         Ok(hello)
+    }
+}
+
+fn facts(bits: u8) -> Result<bool, PayloadError> {
+    match bits {
+        0 => Ok(false),
+        FACT_VMGENID => Ok(true),
+        bits => Err(PayloadError::Value { frame: "hello", field: "fact", value: u64::from(bits) }),
     }
 }
 

@@ -66,7 +66,8 @@ proptest! {
     ) {
         let text_bytes = bytes.get(..TEXT_MAX).unwrap_or(&bytes);
         for frame in [
-            ToHost::Hello(Hello { protocol: 1, agent_version: &text, kernel_release: &release }),
+            ToHost::Hello(Hello { protocol: 1, agent_version: &text, kernel_release: &release, vmgenid: a > b }),
+            ToHost::Log { bytes: &bytes },
             ToHost::Ready,
             ToHost::Settled,
             ToHost::Frozen { mem_total: a, mem_free: b },
@@ -87,11 +88,16 @@ proptest! {
         request_id in any::<[u8; 16]>(), entropy in vec(any::<u8>(), 64), env in vec("[A-Z]{1,8}=[ -~]{0,40}", 0..8),
     ) {
         let mut entries = Vec::new();
+        RestoreEntry::HostName("clone-1").append_to(&mut entries);
         for variable in &env {
             RestoreEntry::Env(variable.as_bytes()).append_to(&mut entries);
         }
+        RestoreEntry::MachineId(request_id).append_to(&mut entries);
         let entries = RestoreEntries::from_bytes(&entries);
-        prop_assert_eq!(entries.iter().count(), env.len());
+        prop_assert_eq!(entries.iter().next(), Some(RestoreEntry::HostName("clone-1")));
+        prop_assert_eq!(entries.iter().last(), Some(RestoreEntry::MachineId(request_id)));
+        prop_assert_eq!(entries.variables().count(), env.len());
+        prop_assert_eq!(entries.has_variables(), !env.is_empty());
         let entropy = entropy.try_into().unwrap();
         for frame in [
             ToGuest::Contract { last: true, json: &bytes },

@@ -12,12 +12,13 @@ use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Every guest, by the name of its file in `guests/`.
-pub const GUESTS: [&str; 13] = [
+pub const GUESTS: [&str; 14] = [
     "echo",
     "counter",
     "memory",
     "toucher",
     "xsave",
+    "points",
     "strings",
     "serial",
     "spin",
@@ -140,9 +141,12 @@ fn sources() -> &'static Path {
 
 fn files(guest: &str) -> Vec<String> {
     let mut files = vec![format!("{guest}.c"), "lib/guest.c".to_owned(), "lib/start.S".to_owned()];
-    if guest == "xsave" {
-        files.push("hold.S".to_owned());
-    }
+    let more: &[&str] = match guest {
+        "xsave" => &["hold.S"],
+        "points" => &["lib/interrupts.c", "lib/interrupt-stubs.S"],
+        _ => &[],
+    };
+    files.extend(more.iter().map(|file| (*file).to_owned()));
     files
 }
 

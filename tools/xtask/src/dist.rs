@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::build::{self, Product, Profile};
+use crate::host::Kvm;
 use crate::process::{self, command};
 use crate::progress::{say, step};
 use crate::setup;
@@ -31,6 +32,8 @@ pub fn run(workspace: &Workspace) -> Result<()> {
         fill(workspace, &product, &tree)?;
         pack(&dist, &name, &tarball)
     })?;
+    let guest = build::small_guests(workspace)?.join("echo.elf");
+    step("Trying what is in it", || verify(&dist, &name, &tarball, &guest))?;
     say(&format!("Made {}", tarball.display()));
     Ok(())
 }
@@ -59,6 +62,36 @@ fn write_completions(ember: &Path, into: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Unpacks the tarball where nothing else is, and uses it as somebody would who has nothing but it.
+fn verify(dist: &Path, name: &str, tarball: &Path, guest: &Path) -> Result<()> {
+    let place = dist.join("check");
+    make_empty_dir(&place)?;
+    process::quiet(command("tar").arg("-xzf").arg(tarball).arg("-C").arg(&place))?;
+    let unpacked = place.join(name);
+    for program in ["ember", "ember-agent"] {
+        let headers = process::read(command("readelf").arg("-lW").arg(unpacked.join(program)))?;
+        ensure!(!headers.contains("INTERP"), "{program} is not static: it asks for a loader");
+    }
+    let ember = || {
+        let mut ember = Command::new(unpacked.join("ember"));
+        ember.env_clear().current_dir(&place);
+        ember
+    };
+    let version = process::read(ember().arg("--version"))?;
+    ensure!(version.contains(env!("CARGO_PKG_VERSION")), "The program in the tarball is {version}");
+    if Kvm::of_this_machine().runs_small_guests() {
+        process::quiet(ember().args(["bake", "bundle", "--interface", "port", "--kernel"]).arg(guest))?;
+        let answer = process::read(ember().args(["run", "bundle", "--event-text", "from the tarball"]))?;
+        ensure!(
+            answer == "from the tarball",
+            "A guest run by the program in the tarball answered {answer:?}"
+        );
+    } else {
+        say("    no guest was run: there is no /dev/kvm that this user may open");
+    }
+    std::fs::remove_dir_all(&place).with_context(|| format!("Cannot remove {}", place.display()))
+}
+
 /// The same files give the same tarball, whoever packs it and when.
 fn pack(dist: &Path, name: &str, tarball: &Path) -> Result<()> {
     let file =
@@ -68,6 +101,6 @@ fn pack(dist: &Path, name: &str, tarball: &Path) -> Result<()> {
     let mut tar = tar.args(["--create", name]).stdout(Stdio::piped()).spawn().context("Cannot start tar")?;
     let archive = tar.stdout.take().context("tar has no output")?;
     process::run(command("gzip").args(["-9", "--no-name"]).stdin(archive).stdout(file))?;
-    anyhow::ensure!(tar.wait()?.success(), "tar failed in {}", dist.display());
+    ensure!(tar.wait()?.success(), "tar failed in {}", dist.display());
     Ok(())
 }

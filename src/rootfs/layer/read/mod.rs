@@ -1,5 +1,6 @@
 //! Reads a layer's tar archive into changes; contents go to the spool.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
@@ -33,10 +34,12 @@ pub fn read(
 ) -> Result<Vec<Change>, LayerError> {
     let mut changes = Vec::new();
     let mut next = Next::default();
-    let mut archive = Archive::new(from);
+    let at_content_end = Cell::new(false);
+    let mut archive = Archive::new(WholeBlocks { from, filled: 0, at_content_end: &at_content_end });
     // Raw: long names and PAX headers come as entries of their own, whose length can be bounded.
     for entry in archive.entries().map_err(LayerError::Read)?.raw(true) {
         let mut entry = entry.map_err(LayerError::Read)?;
+        at_content_end.set(false);
         *entries_left = entries_left.checked_sub(1).ok_or(LayerError::TooLarge)?;
         if next.take(&mut entry)? {
             continue;
@@ -44,8 +47,31 @@ pub fn read(
         if let Some(change) = change(&mut entry, std::mem::take(&mut next), spool)? {
             changes.push(change);
         }
+        at_content_end.set(true);
     }
     Ok(changes)
+}
+
+/// Fills the last block of an archive that ends with the last byte of a file, as `umoci insert` leaves it. One that ends within a
+/// file is cut off.
+struct WholeBlocks<'a> {
+    from: &'a mut dyn Read,
+    /// Bytes of the last block that were read.
+    filled: usize,
+    at_content_end: &'a Cell<bool>,
+}
+
+impl Read for WholeBlocks<'_> {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        const BLOCK: usize = 512;
+        let mut read = self.from.read(to)?;
+        if read == 0 && self.at_content_end.get() && self.filled > 0 {
+            read = to.len().min(BLOCK - self.filled);
+            to[..read].fill(0);
+        }
+        self.filled = (self.filled + read) % BLOCK;
+        Ok(read)
+    }
 }
 
 /// What entries without a file of their own say about the next one.

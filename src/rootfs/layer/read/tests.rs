@@ -143,9 +143,18 @@ fn too_many_entries_and_too_long_headers_are_refused() {
 }
 
 #[test]
+fn an_archive_may_end_with_the_last_byte_of_a_file() {
+    let whole = [plain(b'5', "folder", b""), plain(b'0', "folder/file", &[7; 700])].concat();
+    for len in [1024 + 700, 1024 + 701, 1024 + 1024] {
+        let mut spool = Spool::new(&std::env::temp_dir()).unwrap();
+        assert_eq!(read(&mut &whole[..len], &mut spool, &mut 10).unwrap().len(), 2, "{len}");
+    }
+}
+
+#[test]
 fn an_archive_cut_off_is_refused() {
     let whole = plain(b'0', "file", &[7; 700]);
-    for len in [100, 511, 513, 1000] {
+    for len in [100, 511, 513, 1000, 1100, 512 + 699] {
         let mut spool = Spool::new(&std::env::temp_dir()).unwrap();
         let result = read(&mut &whole[..len], &mut spool, &mut 10);
         assert!(matches!(result, Err(LayerError::Read(_))), "{len}: {result:?}");

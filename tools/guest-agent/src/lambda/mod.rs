@@ -2,6 +2,8 @@
 //!
 //! The warm point is where the client waits: in `restore/next` when it makes that request (SnapStart), else in its first
 //! `invocation/next`. An event while it waits in `restore/next` lets it go on first, which is how warm-up events reach it.
+//!
+//! The client's own hooks run when `restore/next` is answered: in a clone before the acknowledgement.
 
 mod connection;
 mod environment;
@@ -32,6 +34,8 @@ pub struct Lambda {
     process: Option<Process>,
     server: Server,
     invocation: Invocation,
+    /// Whether an event has let the client go on from `restore/next`.
+    was_restored: bool,
 }
 
 impl Lambda {
@@ -52,6 +56,7 @@ impl Lambda {
             process: None,
             server,
             invocation: Invocation::of(region, &lambda.function_name),
+            was_restored: false,
         })
     }
 
@@ -83,7 +88,7 @@ impl Lambda {
     /// Gives the client its invocation: head and first bytes in one write, then the rest as it arrives.
     fn deliver(&mut self, io: &mut Io, head: &EventHead) -> Result<(), Stop> {
         while !self.server.next_waits() {
-            self.server.release_restore();
+            self.was_restored |= self.server.release_restore();
             self.step(io, Patience::FUNCTION)?;
         }
         let client = self.server.begin_delivery(head.request_id);
@@ -135,6 +140,14 @@ impl Runner for Lambda {
     }
 
     fn before_freeze(&mut self, io: &mut Io, deadline: Instant) -> Result<(), Stop> {
+        if std::mem::take(&mut self.was_restored) {
+            // A client that a warm-up event let go has run its hooks and will not run them again. Clones get one that has not.
+            self.server.forget_clients();
+            if let Some(process) = self.process.take() {
+                process.kill();
+            }
+            self.process = Some(self.command.start()?);
+        }
         self.await_client(io, deadline)
     }
 
@@ -142,8 +155,22 @@ impl Runner for Lambda {
         store_env(guest, entries, self.command.uid())
     }
 
-    fn resume(&mut self, _io: &mut Io) -> Result<(), Stop> {
+    /// The client runs its hooks between `restore/next` and its next `invocation/next`.
+    fn after_restore(&mut self, io: &mut Io, deadline: Instant) -> Result<(), Stop> {
         self.server.release_restore();
+        while !self.server.next_waits() {
+            if Instant::now() >= deadline {
+                return Err(Stop::failed(
+                    Cause::AfterRestore,
+                    "The runtime client did not ask for invocation/next in time",
+                ));
+            }
+            self.step(io, Patience { until: Some(deadline), ..Patience::FUNCTION })?;
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self, _io: &mut Io) -> Result<(), Stop> {
         Ok(())
     }
 }

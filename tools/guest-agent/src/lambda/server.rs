@@ -256,9 +256,15 @@ impl Server {
         self.find(|phase| matches!(phase, Phase::AwaitsNext | Phase::AwaitsRestore)).is_some()
     }
 
-    /// Lets a client go on that waits for the restore.
-    pub fn release_restore(&mut self) {
-        self.reply_where(|phase| matches!(phase, Phase::AwaitsRestore), ("200 OK", ""));
+    /// Lets a client go on that waits for the restore; tells whether there is one.
+    pub fn release_restore(&mut self) -> bool {
+        self.reply_where(|phase| matches!(phase, Phase::AwaitsRestore), ("200 OK", ""))
+    }
+
+    /// Hangs up on every client.
+    pub fn forget_clients(&mut self) {
+        self.connections = std::array::from_fn(|_| None);
+        (self.current, self.answer) = (None, None);
     }
 
     /// Tells the client that its answer has arrived.
@@ -266,13 +272,13 @@ impl Server {
         self.reply_where(|phase| matches!(phase, Phase::Answered), ACCEPTED);
     }
 
-    fn reply_where(&mut self, wanted: impl Fn(&Phase) -> bool, (status, body): (&str, &str)) {
-        if let Some(slot) = self.find(wanted)
-            && let Some(connection) = self.connections.get_mut(slot).and_then(Option::as_mut)
-        {
+    fn reply_where(&mut self, wanted: impl Fn(&Phase) -> bool, (status, body): (&str, &str)) -> bool {
+        let Some(slot) = self.find(wanted) else { return false };
+        if let Some(connection) = self.connection(Client(slot)) {
             connection.reply(status, body);
             self.flush(Client(slot));
         }
+        true
     }
 
     /// Takes the waiting client for the invocation `id`.

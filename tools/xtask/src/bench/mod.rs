@@ -1,15 +1,19 @@
 //! `cargo xtask bench`: measures, and writes target/bench/report.json.
 //!
-//! A group is a script under `benches/`. It finds the product through the same variables as the tests, and leaves in the
-//! directory `$OUT` a `figures.json` (see [`report::Measured`]) and, beside it, whatever raw samples it took. Figures of
-//! groups that were not run this time stay in the report; raw files are kept under `benches/runs/DATE-HOST/GROUP`.
+//! A group has parts, each a script under `benches/` and a function in `figures.rs`. The script finds the product through the
+//! same variables as the tests and the C programs of `benches/` in `$BENCH_TOOLS`; it leaves samples in the directory `$OUT`, of
+//! which the function makes figures. Figures of groups that were not run this time stay in the report; samples are kept under
+//! `benches/runs/DATE-HOST/PART`.
 
+mod figures;
 mod groups;
 mod report;
+mod samples;
 mod targets;
+mod tools;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -22,8 +26,8 @@ use crate::process;
 use crate::progress::{say, step};
 use crate::rig::{Contents, Job, RigHost, pass_on};
 use crate::setup;
-use crate::workspace::{Workspace, make_dir, make_empty_dir};
-use groups::{GROUPS, Group, Place};
+use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
+use groups::{GROUPS, Group, Part, Place};
 use report::{Origin, Report};
 
 /// What to measure.
@@ -48,14 +52,9 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
         small_guests: build::small_guests(workspace)?,
         tests: Vec::new(),
     };
-    for group in groups {
-        let Some(origin) = origin_of(group, &contents) else {
-            say(&format!("bench {} needs a /dev/kvm that this user may open, and there is none", group.name));
-            continue;
-        };
-        let out = step(&format!("Measuring {}", group.name), || measure(workspace, group, &contents))?;
-        report.merge(&out.join("figures.json"), &origin)?;
-        keep_raw(workspace, group, &out)?;
+    let bench = Bench { workspace, tools: tools::build(workspace)?, contents };
+    for part in groups.iter().flat_map(|group| group.parts) {
+        bench.part(part, &mut report)?;
         report.save(&path)?;
     }
     print!("{report}");
@@ -75,66 +74,90 @@ fn chosen(names: &[String]) -> Result<Vec<&'static Group>> {
         .collect())
 }
 
-/// Where the figures of a group come from; none where it cannot be measured.
-fn origin_of(group: &Group, contents: &Contents) -> Option<Origin> {
-    match group.place {
-        Place::ExactRig => Some(Origin {
-            host: "emulated AMD host, QEMU TCG, 1 ns per instruction".to_owned(),
-            kernel: contents.guest.release.clone(),
-        }),
-        Place::Native => Kvm::of_this_machine()
-            .runs_small_guests()
-            .then(|| Origin { host: host::processor(), kernel: host::kernel_release() }),
+/// What all parts share.
+struct Bench<'a> {
+    workspace: &'a Workspace,
+    contents: Contents,
+    tools: Vec<PathBuf>,
+}
+
+impl Bench<'_> {
+    /// Measures a part, where that is possible, and adds its figures to the report.
+    fn part(&self, part: &Part, report: &mut Report) -> Result<()> {
+        let Some(origin) = self.origin_of(part) else {
+            say(&format!("bench {} needs a /dev/kvm that this user may open, and there is none", part.name));
+            return Ok(());
+        };
+        let out = step(&format!("Measuring {}", part.name), || self.measure(part))?;
+        let measured = (part.figures)(&out)?;
+        write(&out.join("phases"), measured.phase_table())?;
+        print!("{}", measured.phase_table());
+        report.merge(measured, &origin);
+        self.keep_raw(part, &out)
     }
-}
 
-/// Runs the script, and returns the directory that it has filled.
-fn measure(workspace: &Workspace, group: &Group, contents: &Contents) -> Result<PathBuf> {
-    let out = workspace.target("bench").join(group.name);
-    make_empty_dir(&out)?;
-    match group.place {
-        Place::ExactRig => in_rig(workspace, group, contents, &out)?,
-        Place::Native => natively(workspace, group, contents, &out)?,
+    /// Where the figures of a part come from; none where it cannot be measured.
+    fn origin_of(&self, part: &Part) -> Option<Origin> {
+        match part.place {
+            Place::ExactRig => Some(Origin {
+                host: "emulated AMD host, QEMU TCG, 1 ns per instruction".to_owned(),
+                kernel: self.contents.guest.release.clone(),
+            }),
+            Place::Native => Kvm::of_this_machine()
+                .runs_small_guests()
+                .then(|| Origin { host: host::processor(), kernel: host::kernel_release() }),
+        }
     }
-    Ok(out)
-}
 
-fn in_rig(workspace: &Workspace, group: &Group, contents: &Contents, out: &Path) -> Result<()> {
-    let job = Job {
-        name: format!("bench-{}", group.name),
-        script: format!("exec sh \"$EMBER_BENCHES/{}\"\n", group.script),
-        environment: vec![("OUT", "/out".to_owned())],
-        out: Some(out.to_owned()),
-        icount: true,
-        memory_mib: group.memory_mib,
-        limit: Duration::from_secs(group.limit),
-        ..Job::default()
-    };
-    let code = RigHost::prepare(workspace, contents)?.run(&job, &mut pass_on)?;
-    ensure!(code == 0, "benches/{} ended with {code} in the emulated host", group.script);
-    Ok(())
-}
+    /// Runs the script, and returns the directory that it has filled.
+    fn measure(&self, part: &Part) -> Result<PathBuf> {
+        let out = self.workspace.target("bench").join(part.name);
+        make_empty_dir(&out)?;
+        match part.place {
+            Place::ExactRig => self.in_rig(part, &out)?,
+            Place::Native => self.natively(part, &out)?,
+        }
+        Ok(out)
+    }
 
-fn natively(workspace: &Workspace, group: &Group, contents: &Contents, out: &Path) -> Result<()> {
-    let script = workspace.path("benches").join(group.script);
-    let bundles = workspace.target("bench/bundles");
-    make_dir(&bundles)?;
-    process::run(
-        Command::new("sh")
-            .arg(script)
-            .envs(environment::native(workspace, contents, &bundles))
-            .env("OUT", out)
-            .current_dir(out),
-    )
-}
+    fn in_rig(&self, part: &Part, out: &Path) -> Result<()> {
+        let job = Job {
+            name: format!("bench-{}", part.name),
+            script: format!("exec sh \"$EMBER_BENCHES/{}\"\n", part.script),
+            inputs: self.tools.clone(),
+            environment: vec![("OUT", "/out".to_owned()), ("BENCH_TOOLS", "/in".to_owned())],
+            out: Some(out.to_owned()),
+            icount: true,
+            memory_mib: part.memory_mib,
+            limit: Duration::from_secs(part.limit),
+            ..Job::default()
+        };
+        let code = RigHost::prepare(self.workspace, &self.contents)?.run(&job, &mut pass_on)?;
+        ensure!(code == 0, "benches/{} ended with {code} in the emulated host", part.script);
+        Ok(())
+    }
 
-/// Copies everything a run has left into the checkout, so that a figure can be traced back to its samples.
-fn keep_raw(workspace: &Workspace, group: &Group, out: &Path) -> Result<()> {
-    let date = process::read(process::command("date").arg("+%Y-%m-%d"))?;
-    let runs = workspace.path("benches/runs").join(format!("{}-{}", date.trim(), host::file_name()));
-    make_dir(&runs)?;
-    let kept = runs.join(group.name);
-    make_empty_dir(&kept)?;
-    process::quiet(process::command("cp").arg("-rT").arg(out).arg(&kept))
-        .with_context(|| format!("Cannot keep the raw samples in {}", kept.display()))
+    fn natively(&self, part: &Part, out: &Path) -> Result<()> {
+        let bundles = self.workspace.target("bench/bundles");
+        make_dir(&bundles)?;
+        process::run(
+            process::guarded("sh", Duration::from_secs(part.limit))
+                .arg(self.workspace.path("benches").join(part.script))
+                .envs(environment::native(self.workspace, &self.contents, &bundles))
+                .env("OUT", out)
+                .env("BENCH_TOOLS", self.workspace.target("bench/tools"))
+                .current_dir(out),
+        )
+    }
+
+    /// Copies what a run has left into the checkout, so that a figure can be traced back to its samples.
+    fn keep_raw(&self, part: &Part, out: &Path) -> Result<()> {
+        let date = process::read(process::command("date").arg("+%Y-%m-%d"))?;
+        let runs = self.workspace.path("benches/runs").join(format!("{}-{}", date.trim(), host::file_name()));
+        make_dir(&runs)?;
+        let kept = runs.join(part.name);
+        make_empty_dir(&kept)?;
+        process::quiet(process::command("cp").arg("-rT").arg(out).arg(&kept))
+            .with_context(|| format!("Cannot keep the raw samples in {}", kept.display()))
+    }
 }

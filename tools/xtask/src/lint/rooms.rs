@@ -30,19 +30,20 @@ const KVM_AND_MEMORY: &[&str] = &[
 const IO: &[&str] = &["std::fs", "std::net", "std::os", "libc", "rustix", "vmm_sys_util"];
 
 /// Every room. The first whose path fits is a file's own.
-pub const ROOMS: [Room; 21] = [
+pub const ROOMS: [Room; 22] = [
     room("snapshot-format/src/", "snapshot_format", &[]).never(KVM_AND_MEMORY),
     room("tools/guest-protocol/src/", "guest_protocol", &[]).never(IO),
     room("tools/guest-agent/src/", "guest_agent", &["guest_protocol"]),
     room("tools/small-guests/src/", "small_guests", &[]),
     room("src/bus.rs", "bus", &[]),
     room("src/bus/", "bus", &[]),
+    room("src/faults.rs", "faults", &[]),
     room("src/memory/", "memory", &[]),
     room("src/kvm/", "kvm", &["memory"]),
-    room("src/devices/", "devices", &["memory", "bus", "snapshot_format"]),
+    room("src/devices/", "devices", &["memory", "bus", "faults", "snapshot_format"]),
     room("src/vcpu/", "vcpu", &["kvm", "bus", "snapshot_format", "boot"]),
     room("src/boot/", "boot", &["memory", "config"]),
-    room("src/function/", "function", &["config", "guest_protocol", "snapshot_format"]).never(IO),
+    room("src/function/", "function", &["config", "faults", "guest_protocol", "snapshot_format"]).never(IO),
     room("src/bundle/", "bundle", &["snapshot_format", "memory"]),
     room("src/rootfs/", "rootfs", &["config"]),
     room("src/jail/", "jail", &[]),
@@ -51,6 +52,7 @@ pub const ROOMS: [Room; 21] = [
         "vm",
         &[
             "bus",
+            "faults",
             "memory",
             "kvm",
             "devices",
@@ -71,6 +73,7 @@ pub const ROOMS: [Room; 21] = [
         "cli",
         &[
             "vm",
+            "faults",
             "function",
             "bundle",
             "config",

@@ -174,7 +174,7 @@ fn debs_in(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(debs)
 }
 
-/// Whether this process may install packages.
+/// Whether this process may install packages, or give files away.
 pub fn is_root() -> bool {
     process::read(command("id").arg("-u")).is_ok_and(|id| id.trim() == "0")
 }

@@ -8,6 +8,7 @@ mod kernel;
 mod python;
 mod stamp;
 
+pub use debian::is_root;
 pub use stamp::digest;
 
 use std::fs::File;

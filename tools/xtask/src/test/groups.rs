@@ -9,6 +9,8 @@ use crate::rig::DEFAULT_MEMORY_MIB;
 pub enum Place {
     /// VMX or SVM, for Linux guests: natively where it is there, else in the rig.
     Linux,
+    /// The same, and the rights to give files any owner.
+    LinuxAsRoot,
     /// Any working /dev/kvm, for small guests: natively where it is there, and in the rig as well.
     Small,
     /// No virtual machine at all: natively.
@@ -48,23 +50,22 @@ impl Group {
 
 /// All groups. Two run at a time in this order, so the long ones come first.
 pub const GROUPS: [Group; 12] = [
-    // Python's own imports and its three clones at once.
-    Group::new("lambda", Place::Linux, 300),
-    Group::new("http", Place::Linux, 300),
-    Group::new("exec", Place::Linux, 300),
-    // Root images from directories, OCI layouts and archives.
-    Group::new("root", Place::Linux, 300),
+    // The client's imports and several bundles of it.
+    Group::new("linux_lambda", Place::Linux, 300),
+    // Memory up to both sides of the hole below 4 GiB.
+    Group::new("linux_memory", Place::Linux, 400).memory_mib(12 * 1024),
+    // Guests that never get ready, each waited for.
+    Group::new("linux_bad", Place::Linux, 300),
+    Group::new("linux_http", Place::Linux, 300),
+    Group::new("linux_exec", Place::Linux, 300),
+    Group::new("linux_restore", Place::Linux, 300),
+    Group::new("linux_isolation", Place::Linux, 300),
+    // Images are made and unpacked by umoci and skopeo.
+    Group::new("linux_oci", Place::LinuxAsRoot, 300),
+    Group::new("linux_smp", Place::Linux, 300),
     // What is asserted there is counted in instructions.
     Group::new("figures", Place::Linux, 300).icount(),
-    // Bundles with damage, and a disk or memory that runs out.
-    Group::new("bad", Place::Linux, 300),
-    // One to eight vCPUs, memory up to both sides of the hole below 4 GiB.
-    Group::new("machine", Place::Linux, 300).memory_mib(12 * 1024),
-    // Command line, exit codes, signals, ordinary users.
-    Group::new("command", Place::Linux, 180),
-    Group::new("guest", Place::Linux, 180),
     Group::new("small", Place::Small, 120),
-    Group::new("format", Place::Small, 120),
     Group::new("offline", Place::Anywhere, 120),
 ];
 

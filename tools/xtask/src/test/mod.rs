@@ -127,6 +127,7 @@ fn list_cases(contents: &Contents, arguments: &TestArguments, report: &Report) -
 fn runs_natively(group: &Group, kvm: Kvm) -> bool {
     match group.place {
         Place::Linux => kvm.runs_linux(),
+        Place::LinuxAsRoot => kvm.runs_linux() && setup::is_root(),
         Place::Small => kvm.runs_small_guests(),
         Place::Anywhere => true,
     }
@@ -134,7 +135,7 @@ fn runs_natively(group: &Group, kvm: Kvm) -> bool {
 
 fn runs_in_rig(group: &Group, kvm: Kvm) -> bool {
     match group.place {
-        Place::Linux => !kvm.runs_linux(),
+        Place::Linux | Place::LinuxAsRoot => !runs_natively(group, kvm),
         Place::Small => true,
         Place::Anywhere => false,
     }
@@ -162,7 +163,7 @@ mod tests {
 
     #[test]
     fn linux_guests_run_in_exactly_one_place() {
-        let linux = groups::of_binary("exec").unwrap();
+        let linux = groups::of_binary("linux_exec").unwrap();
         for kvm in [Kvm::Hardware, Kvm::Software, Kvm::Unusable] {
             assert_ne!(runs_natively(linux, kvm), runs_in_rig(linux, kvm));
         }

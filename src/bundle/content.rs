@@ -1,0 +1,53 @@
+//! Where the `memory` file has content.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+use snapshot_format::index::{MemoryIndex, Place, Run};
+
+use super::names;
+use super::open::{Bundle, OpenError};
+
+impl Bundle {
+    /// The ranges of the `memory` file that are not zero, sorted: what the index says has content, without the holes in it.
+    ///
+    /// # Errors
+    /// The index is refused, or the file cannot be looked at.
+    pub fn content(&self) -> Result<Vec<Range<u64>>, OpenError> {
+        let (index, file) = (self.index()?, &self.plain(names::MEMORY)?.file);
+        content_of(file, &index).map_err(|source| OpenError::Read { name: names::MEMORY.to_owned(), source })
+    }
+}
+
+fn content_of(file: &File, index: &MemoryIndex) -> io::Result<Vec<Range<u64>>> {
+    let mut ranges = Vec::new();
+    for run in index.runs().filter(|run| run.place != Place::Zero) {
+        let span = span(&run, index);
+        let mut at = span.start;
+        while let Some(data) = next_data(file, at, span.end)? {
+            at = data.end;
+            ranges.push(data);
+        }
+    }
+    Ok(ranges)
+}
+
+/// Where a run begins and ends in the `memory` file.
+pub(super) fn span(run: &Run, index: &MemoryIndex) -> Range<u64> {
+    let granule = index.granule().bytes();
+    let end = (u64::from(run.first) + u64::from(run.count)) * granule;
+    u64::from(run.first) * granule..end.min(index.memory_len())
+}
+
+/// The next bytes that the file system stores, from `at` on and before `end`; `None` when only a hole is left. A file system
+/// without holes stores everything.
+pub(super) fn next_data(file: &File, at: u64, end: u64) -> io::Result<Option<Range<u64>>> {
+    match seek(file, SeekFrom::Data(at)) {
+        Ok(start) if start < end => Ok(Some(start..seek(file, SeekFrom::Hole(start))?.min(end))),
+        Ok(_) | Err(Errno::NXIO) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}

@@ -1,0 +1,69 @@
+//! Which processes a command has left.
+
+use std::fs;
+use std::process::Child;
+
+use rustix::process::{Pid, Signal};
+
+use super::wait_until;
+
+/// Ids of the processes of a group that still do something: zombies only wait for their parent.
+pub fn alive_in_group(group: u32) -> Vec<i32> {
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| {
+        let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        (group_of(pid)? == group && has_living_thread(pid)).then_some(pid)
+    });
+    processes.collect()
+}
+
+/// `proc_pid_stat(5)`: behind the name in parentheses, state, parent, process group.
+fn group_of(pid: i32) -> Option<u32> {
+    fields(&format!("/proc/{pid}/stat"))?.get(2)?.parse().ok()
+}
+
+fn has_living_thread(pid: i32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    threads.flatten().any(|thread| {
+        let fields = fields(&thread.path().join("stat").to_string_lossy());
+        fields.is_some_and(|fields| !["Z", "X"].contains(&fields[0].as_str()))
+    })
+}
+
+fn fields(path: &str) -> Option<Vec<String>> {
+    let text = fs::read_to_string(path).ok()?;
+    Some(text.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Waits until a command started by `start` has ended with everything it began.
+#[track_caller]
+pub fn wait_until_gone(group: u32) {
+    wait_until("every process of the command is gone", || alive_in_group(group).is_empty());
+}
+
+/// Waits until `ember run` has its machine's process, and gives its id.
+#[track_caller]
+pub fn machine_of(parent: &Child) -> i32 {
+    let own = i32::try_from(parent.id()).unwrap();
+    let mut machine = None;
+    wait_until("the machine's process runs its guest", || {
+        // Its vCPU has a thread only once the machine is built.
+        let others = alive_in_group(parent.id()).into_iter().filter(|pid| *pid != own);
+        machine = others.into_iter().find(|pid| threads(*pid) > 1);
+        machine.is_some()
+    });
+    machine.unwrap()
+}
+
+fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
+/// Whether a process has open files, which it gives up after its memory.
+pub fn has_files(pid: i32) -> bool {
+    fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|mut files| files.next().is_some())
+}
+
+/// Sends a signal to one process.
+pub fn signal(pid: i32, signal: Signal) {
+    rustix::process::kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}

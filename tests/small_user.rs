@@ -1,0 +1,162 @@
+//! Ember needs no rights but to open /dev/kvm, and says so where that is refused.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
+
+mod common;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+
+use common::{Ended, HOST_CANNOT, Place, ember, finish, guest, in_namespace, is_root, program, run_command};
+
+const NOBODY: u32 = 65534;
+const BAKE: [&str; 8] = ["bake", "out", "--interface", "port", "--memory", "2MiB", "--kernel", "echo.elf"];
+
+/// A folder where anybody may write, with a program and a guest that anybody may read.
+fn public() -> Place {
+    let place = Place::new();
+    for (from, name, mode) in [(program(), "ember", 0o755), (guest("echo"), "echo.elf", 0o644)] {
+        fs::copy(from, place.join(name)).unwrap();
+        fs::set_permissions(place.join(name), Permissions::from_mode(mode)).unwrap();
+    }
+    fs::set_permissions(place.path(), Permissions::from_mode(0o777)).unwrap();
+    place
+}
+
+/// Permission bits and group of /dev/kvm.
+fn kvm() -> (u32, u32) {
+    let metadata = fs::metadata("/dev/kvm").unwrap();
+    (metadata.mode() & 0o777, metadata.gid())
+}
+
+/// `ember` as nobody, who is in one group.
+fn as_nobody(place: &Place, group: u32, words: &[&str]) -> Ended {
+    let mut command = Command::new(place.join("ember"));
+    command.args(words).uid(NOBODY).gid(group).stdin(std::process::Stdio::null());
+    finish(command.current_dir(place.path()))
+}
+
+/// `ember` behind a script that sees `place` as its folder and the words as its arguments.
+fn behind(place: &Place, script: &str, words: &[&str]) -> Ended {
+    finish(in_namespace(script, words).current_dir(place.path()))
+}
+
+/// As an ordinary user who may open /dev/kvm. Ordinary users who run the tests are one.
+fn permitted(place: &Place, words: &[&str]) -> Ended {
+    // A node of one's own where only root may open the real one.
+    const OWN_NODE: &str = "{ test -e kvm || mknod -m 666 kvm c 10 232; } && mount --bind kvm /dev/kvm &&
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups ./ember \"$@\"";
+    match kvm() {
+        _ if !is_root() => finish(ember(words).current_dir(place.path())),
+        (mode, _) if mode & 0o006 == 0o006 => as_nobody(place, NOBODY, words),
+        (mode, group) if mode & 0o060 == 0o060 => as_nobody(place, group, words),
+        _ => behind(place, OWN_NODE, words),
+    }
+}
+
+/// As a user who may not open /dev/kvm.
+fn forbidden(place: &Place, words: &[&str]) -> Ended {
+    // Who is root in a namespace of one's own still may; without capabilities even a file of one's own stays shut.
+    const CLOSED_FILE: &str = "touch kvm && chmod 0 kvm && mount --bind kvm /dev/kvm &&
+        exec setpriv --inh-caps=-all --bounding-set=-all ./ember \"$@\"";
+    match kvm() {
+        (mode, _) if is_root() && mode & 0o006 == 0 => as_nobody(place, NOBODY, words),
+        _ => behind(place, CLOSED_FILE, words),
+    }
+}
+
+/// Where there is no device.
+fn absent(place: &Place, words: &[&str]) -> Ended {
+    behind(place, "mount -t tmpfs none /dev && exec ./ember \"$@\"", words)
+}
+
+#[test]
+fn an_ordinary_user_who_may_open_dev_kvm_bakes_and_runs() {
+    let place = public();
+    permitted(&place, &BAKE).succeeds();
+    permitted(&place, &["run", "out", "--event-text", "hello"]).answers("hello");
+    permitted(&place, &["run", "out", "--event-text", "hello", "--cold"]).answers("hello");
+    permitted(&place, &["run", "out", "--event-text", "hello", "--count", "3"]).answers("hellohellohello");
+    permitted(&place, &["verify", "out"]).succeeds();
+    permitted(&place, &["doctor"]).succeeds();
+    assert_eq!(fs::metadata(place.join("out/memory")).unwrap().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn no_permission_on_dev_kvm_is_told_with_what_to_do() {
+    let place = public();
+    let words = "No permission to open /dev/kvm; add the user to its group (`usermod -aG kvm USER`)";
+    forbidden(&place, &BAKE).fails(HOST_CANNOT, words);
+    let bundle = place.bake("echo");
+    give_to_all(&bundle);
+    forbidden(&place, &["run", "echo.ember", "--event-text", "x"]).fails(HOST_CANNOT, words);
+    let left: Vec<String> = place.names().into_iter().filter(|name| name != "kvm").collect();
+    assert_eq!(left, ["echo.elf", "echo.ember", "ember"]);
+}
+
+fn give_to_all(bundle: &Path) {
+    fs::set_permissions(bundle, Permissions::from_mode(0o755)).unwrap();
+    for name in common::names(bundle) {
+        fs::set_permissions(bundle.join(name), Permissions::from_mode(0o644)).unwrap();
+    }
+}
+
+#[test]
+fn a_host_without_kvm_is_told_with_what_to_do() {
+    let place = public();
+    absent(&place, &BAKE)
+        .fails(HOST_CANNOT, "There is no /dev/kvm on this host; load the kvm_intel or kvm_amd");
+    assert!(!place.join("out").exists());
+}
+
+#[test]
+fn the_bundle_of_somebody_else_cannot_be_read() {
+    if !is_root() {
+        // Nobody here could make one.
+        return;
+    }
+    let place = public();
+    let bundle = place.bake("echo");
+    fs::set_permissions(&bundle, Permissions::from_mode(0o755)).unwrap();
+    as_nobody(&place, NOBODY, &["run", "echo.ember"]).fails(HOST_CANNOT, "Permission denied");
+}
+
+#[test]
+fn doctor_names_what_is_wrong_with_dev_kvm_and_the_mend() {
+    let place = public();
+    type Run = fn(&Place, &[&str]) -> Ended;
+    let cases: [(Run, &str, &str); 2] = [
+        (forbidden, "No permission to open /dev/kvm", "usermod -aG kvm USER"),
+        (absent, "There is no /dev/kvm", "modprobe kvm_intel"),
+    ];
+    for (run, found, mend) in cases {
+        let ended = run(&place, &["doctor"]);
+        assert_eq!(ended.code(), HOST_CANNOT, "{ended:?}");
+        assert!(ended.text().contains(found) && ended.text().contains(mend), "{ended:?}");
+        let told = run(&place, &["doctor", "--json"]).json();
+        assert_eq!(told["can_run"], false);
+    }
+}
+
+#[test]
+fn doctor_knows_whether_vmx_or_svm_is_behind_dev_kvm() {
+    let told = finish(&mut ember(["doctor", "--json"])).succeeds().json();
+    assert_eq!(told["can_run"], true);
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap();
+    let hardware = cpu.split_whitespace().any(|word| word == "vmx" || word == "svm");
+    let finding = |what: &str| {
+        let findings = told["findings"].as_array().unwrap();
+        findings.iter().find(|finding| finding["what"] == what).cloned().unwrap_or_else(|| panic!("{told}"))
+    };
+    assert_eq!(finding("/dev/kvm")["verdict"], "good");
+    let virtualisation = finding("hardware virtualisation");
+    assert_eq!(virtualisation["verdict"], if hardware { "good" } else { "limited" });
+    assert_eq!(virtualisation["mend"].is_null(), hardware);
+    finding("userfaultfd");
+    finding("guest agent");
+    // What can be run is run.
+    let place = Place::new();
+    finish(&mut run_command(&place.bake("echo"), "x")).answers("x");
+}

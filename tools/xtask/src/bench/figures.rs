@@ -1,0 +1,145 @@
+//! From samples to the figures that the README quotes.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::report::Measured;
+use super::samples::{Distribution, Series};
+
+/// `main.*`: samples from the emulated host.
+pub fn main(dir: &Path) -> Result<Measured> {
+    let mut figures = Measured::default();
+    echo(dir, &mut figures)?;
+    python(dir, &mut figures)?;
+    Ok(figures)
+}
+
+fn echo(dir: &Path, figures: &mut Measured) -> Result<()> {
+    let plain = Series::read(dir, "echo.jsonl", "restore")?;
+    let timed = Series::read(dir, "echo.jsonl", "timed")?;
+    let cold = Series::read(dir, "echo-cold.jsonl", "cold")?;
+    let floor = Series::read(dir, "floor.jsonl", "floor")?;
+    figures.time("main.echo_restore_to_answer_us", &plain.of(|s| s.first_byte_us), "`ember run`");
+    figures.time("main.run_spawn_to_exit_us", &plain.of(|s| s.end_us), "`ember run`, echo");
+    figures.time("main.echo_cold_to_answer_us", &cold.of(|s| s.first_byte_us), "`ember run --cold`");
+    let first = timed.of_timing(|s, timing| s.start_us + timing.restore_to_first_instruction_us)?;
+    figures.time("main.restore_to_first_instruction_us", &first, "`ember run --timing=json`, echo");
+    figures.time("main.floor_us", &floor.of(|s| s.first_byte_us), "benches/floor, small guest of 64 MiB");
+    let gap = timed.of_timing(|s, timing| 100.0 * (timing.first_answer_us / s.first_byte_us - 1.0).abs())?;
+    figures.add(
+        "main.timing_gap_percent",
+        gap.median,
+        "%",
+        &spread("sum of the phases against outside", &gap),
+    );
+    let requests = timed.of_timing(|_, timing| timing.block_requests as f64)?;
+    figures.add("main.echo_block_requests", requests.max, "", &spread("most, restore to answer", &requests));
+    figures.phases("echo restored", timed.phases());
+    figures.phases("echo cold", cold.phases());
+    Ok(())
+}
+
+fn python(dir: &Path, figures: &mut Measured) -> Result<()> {
+    let plain = Series::read(dir, "python.jsonl", "restore")?;
+    let restored = Series::read(dir, "python-long.jsonl", "restored")?;
+    let cold = Series::read(dir, "python-long.jsonl", "cold")?;
+    let (warm_answer, cold_answer) = (plain.of(|s| s.first_byte_us), cold.of(|s| s.first_byte_us));
+    figures.time("main.restore_to_answer_us", &warm_answer, "`ember run`, Python lambda function");
+    figures.time("main.cold_to_answer_us", &cold_answer, "`ember run --cold`, Python lambda function");
+    let ratio = cold_answer.median / warm_answer.median;
+    figures.add("main.cold_over_restore", ratio, "", "the two medians, Python lambda function");
+    let import = Series::read(dir, "python-import.jsonl", "import")?;
+    let import = Distribution::new(import.answers().map(import_us).collect::<Result<Vec<_>>>()?);
+    figures.time("main.python_import_us", &import, "told by a fresh interpreter in a cold guest");
+    let (later, later_cold) = (later_events(&restored)?, later_events(&cold)?);
+    let method =
+        format!("second to hundredth answer, {:.0} us over {:.0} us", later.median, later_cold.median);
+    figures.add("main.restored_over_cold", later.median / later_cold.median, "", &method);
+    figures.phases("Python restored", restored.phases());
+    figures.phases("Python cold", cold.phases());
+    Ok(())
+}
+
+fn import_us(answer: &str) -> Result<f64> {
+    answer.trim().parse().with_context(|| format!("The import's time is told as {answer:?}"))
+}
+
+/// The mean time of the second and every later event of a clone.
+fn later_events(series: &Series) -> Result<Distribution> {
+    series.of_timing(|_, timing| {
+        let later = timing.events_us.get(1..).unwrap_or_default();
+        later.iter().sum::<f64>() / later.len() as f64
+    })
+}
+
+/// `native.*`: samples from this machine.
+pub fn native(dir: &Path) -> Result<Measured> {
+    let ember = Series::read(dir, "small.jsonl", "ember")?.of(|s| s.first_byte_us);
+    let floor = Series::read(dir, "small.jsonl", "floor")?.of(|s| s.first_byte_us);
+    let mut figures = Measured::default();
+    for (name, found, what) in [
+        ("small_restore", &ember, "`ember run`, small guest of 64 MiB"),
+        ("floor", &floor, "benches/floor, the same ioctls"),
+    ] {
+        figures.add(&format!("native.{name}_p50_us"), found.median, "us", &spread(what, found));
+        figures.add(&format!("native.{name}_p99_us"), found.p99, "us", &spread(what, found));
+    }
+    let ratio = ember.median / floor.median;
+    figures.add("native.small_restore_over_floor", ratio, "", "the two medians of one interleaved run");
+    figures.phases("small guest restored", Series::read(dir, "small.jsonl", "timed")?.phases());
+    Ok(figures)
+}
+
+fn spread(what: &str, found: &Distribution) -> String {
+    format!("{what}, {found}")
+}
+
+impl Measured {
+    fn time(&mut self, name: &str, found: &Distribution, what: &str) {
+        self.add(name, found.median, "us", &format!("median, {what}, {found}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::samples::tests::line;
+    use super::*;
+    use crate::workspace::write;
+
+    #[test]
+    fn a_run_of_samples_becomes_the_figures_with_their_targets() {
+        let dir = tempfile::tempdir().unwrap();
+        let phases = [("process start", 1.0), ("guest may run", 4.0), ("first answer byte", 90.0)];
+        let sample = |label: &str, us: f64, events: &[f64]| line(label, us, &phases, events);
+        let files = [
+            ("echo.jsonl", sample("restore", 100.0, &[]) + &sample("timed", 100.0, &[])),
+            ("echo-cold.jsonl", sample("cold", 1000.0, &[])),
+            ("floor.jsonl", sample("floor", 3.0, &[])),
+            ("python.jsonl", sample("restore", 200.0, &[])),
+            ("python-import.jsonl", sample("import", 9000.0, &[])),
+            (
+                "python-long.jsonl",
+                sample("restored", 200.0, &[50.0, 11.0, 11.0]) + &sample("cold", 4000.0, &[50.0, 10.0, 10.0]),
+            ),
+        ];
+        for (name, text) in files {
+            write(&dir.path().join(name), text).unwrap();
+        }
+        let figures = main(dir.path()).unwrap();
+        let expected = [
+            ("main.echo_restore_to_answer_us", 100.0),
+            ("main.echo_cold_to_answer_us", 1000.0),
+            ("main.run_spawn_to_exit_us", 110.0),
+            ("main.restore_to_first_instruction_us", 7.0),
+            ("main.restore_to_answer_us", 200.0),
+            ("main.cold_to_answer_us", 4000.0),
+            ("main.python_import_us", 70.0),
+            ("main.restored_over_cold", 1.1),
+        ];
+        for (name, value) in expected {
+            assert!((figures.value(name).unwrap() - value).abs() < 1e-9, "{name}");
+        }
+        assert!((figures.value("main.timing_gap_percent").unwrap() - 5.0).abs() < 1e-9);
+    }
+}
