@@ -10,6 +10,9 @@ use versionize_derive::Versionize;
 /// Longest [`Blob`], bytes: the XSAVE area of today's widest CPU is 11 KiB, a full MSR list 100 KiB.
 pub const BLOB_MAX: usize = 1 << 20;
 
+/// Room made for a [`Blob`] before its bytes have arrived, bytes.
+const BLOB_EXPECTED: usize = 16 << 10;
+
 /// Length-prefixed raw bytes: the same encoding as a `Vec<u8>`, written and read in one step instead of byte by byte.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Blob(pub Vec<u8>);
@@ -29,8 +32,8 @@ impl Versionize for Blob {
             .ok()
             .filter(|len| *len <= BLOB_MAX)
             .ok_or(VersionizeError::VecLength(BLOB_MAX + 1))?;
-        let mut bytes = Vec::new();
-        // Grows as bytes arrive: a hostile length costs no memory.
+        // What all structures but the widest XSAVE area need. Beyond, it grows as bytes arrive: a hostile length costs no memory.
+        let mut bytes = Vec::with_capacity(len.min(BLOB_EXPECTED));
         let got = reader
             .take(len as u64)
             .read_to_end(&mut bytes)
