@@ -1,5 +1,5 @@
 #!/bin/sh
-# Takes the samples of `cargo xtask bench main` in the emulated host: a file of JSON lines per series in $OUT.
+# Takes the samples of `cargo xtask bench main` in the emulated host: a file of JSON lines per series in $OUT. $1: echo or python.
 #
 # Everything timed lies on a tmpfs, programs and bundles too: there a disk read takes anything from 18 us to 360 ms.
 set -eu
@@ -13,8 +13,10 @@ cp "$EMBER_BIN" "$EMBER_AGENT" "$BENCH_TOOLS/starter" "$BENCH_TOOLS/floor" "$pla
 export EMBER_AGENT="$place/ember-agent"
 ember=$place/ember
 
+say() { printf '%s\n' "$*" >&2; }
+
 bake() { # BUNDLE CONFIG
-    echo "    baking $1" >&2
+    say "    baking $1"
     "$ember" bake "$place/$1" --config "$2/ember.toml" --root "$EMBER_ROOT_PYTHON" >"$OUT/bake-$1" 2>&1 || {
         cat "$OUT/bake-$1" >&2
         exit 1
@@ -25,23 +27,29 @@ measure() { # SERIES SAMPLES LABEL COMMAND... [-- LABEL COMMAND...]
     series=$1
     samples=$2
     shift 2
-    echo "    $series: $samples samples" >&2
+    say "    $series: $samples samples"
     "$place/starter" "$OUT/$series.jsonl" "$samples" "$pause_us" "$@"
 }
 
-"$place/floor" make "$place/dump"
-measure floor "$warm" floor "$place/floor" run "$place/dump"
+measure_echo() {
+    "$place/floor" make "$place/dump"
+    measure floor "$warm" floor "$place/floor" run "$place/dump"
 
-bake echo "$EMBER_EXAMPLES/echo"
-set -- "$ember" run "$place/echo" --event-text hello
-measure echo "$warm" restore "$@" -- timed "$@" --timing=json
-measure echo-cold "$cold" cold "$@" --cold --timing=json
+    bake echo "$EMBER_EXAMPLES/echo"
+    set -- "$ember" run "$place/echo" --event-text hello
+    measure echo "$warm" restore "$@" -- timed "$@" --timing=json
+    measure echo-cold "$cold" cold "$@" --cold --timing=json
+}
 
-bake python "$EMBER_EXAMPLES/lambda"
-set -- "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event"
-measure python "$warm" restore "$@" -- timed "$@" --timing=json
-set -- "$@" --repeat 100 --timing=json
-measure python-long "$cold" restored "$@" -- cold "$@" --cold
+measure_python() {
+    bake python "$EMBER_EXAMPLES/lambda"
+    set -- "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event"
+    measure python "$warm" restore "$@" -- timed "$@" --timing=json
+    set -- "$@" --repeat 100 --timing=json
+    measure python-long "$cold" restored "$@" -- cold "$@" --cold
 
-bake python-import "$EMBER_BENCHES/python-import"
-measure python-import "$cold" import "$ember" run "$place/python-import" --event-text "" --cold
+    bake python-import "$EMBER_BENCHES/python-import"
+    measure python-import "$cold" import "$ember" run "$place/python-import" --event-text "" --cold
+}
+
+"measure_$1"

@@ -123,7 +123,7 @@ impl Bench<'_> {
     fn in_rig(&self, part: &Part, out: &Path) -> Result<()> {
         let job = Job {
             name: format!("bench-{}", part.name),
-            script: format!("exec sh \"$EMBER_BENCHES/{}\"\n", part.script),
+            script: format!("exec sh \"$EMBER_BENCHES/{}\" {}\n", part.script, part.argument),
             inputs: self.tools.clone(),
             environment: vec![("OUT", "/out".to_owned()), ("BENCH_TOOLS", "/in".to_owned())],
             out: Some(out.to_owned()),
