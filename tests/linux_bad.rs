@@ -151,7 +151,7 @@ fn a_server_that_ends_is_told_with_its_exit_code_and_last_output() {
 #[test]
 fn a_runtime_client_that_never_asks_is_ended() {
     let place = Place::new();
-    let arguments = ["--interface", "lambda", "--handler", "app.handler", "--ready-timeout", "3s"];
+    let arguments = ["--interface", "lambda", "--handler", "app.handler", "--ready-timeout", "10s"];
     let ended = fails_to_bake(&place, &arguments, &["/bin/sh", "-c", "echo last words; sleep 1000"]);
     ended.fails(GUEST_FAILED, "asked neither for restore/next nor for invocation/next");
     assert!(ended.errors.contains("last words"), "{ended:?}");
