@@ -11,7 +11,7 @@ use anyhow::Result;
 use super::cases::{Case, Outcome};
 use super::groups::{Group, OTHER_CPU};
 use super::report::Report;
-use crate::rig::{Cache, DEFAULT_CPU, Job, RigHost};
+use crate::rig::{Cache, Job, RigHost};
 use crate::workspace::Workspace;
 
 const RUN_CASES: &str = include_str!("../../rig/run-cases");
@@ -63,8 +63,8 @@ impl GroupRun<'_> {
     fn run(&self, report: &Report) -> Result<()> {
         let (other, usual): (Vec<Case>, Vec<Case>) =
             self.cases.iter().cloned().partition(|case| case.name.starts_with(OTHER_CPU));
-        self.run_on(DEFAULT_CPU, &usual, report);
-        self.run_on(self.group.other_cpu.unwrap_or(DEFAULT_CPU), &other, report);
+        self.run_on(self.group.cpu, &usual, report);
+        self.run_on(self.group.other_cpu.unwrap_or(self.group.cpu), &other, report);
         Ok(())
     }
 
