@@ -37,7 +37,7 @@ set -- "$ember" run "$place/echo" --event-text hello
 measure echo "$warm" restore "$@" -- timed "$@" --timing=json
 measure echo-cold "$cold" cold "$@" --cold --timing=json
 
-bake python "$EMBER_EXAMPLES/lambda"
+bake python "$EMBER_BENCHES/python"
 set -- "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event"
 measure python "$warm" restore "$@" -- timed "$@" --timing=json
 set -- "$@" --repeat 100 --timing=json
