@@ -42,7 +42,7 @@ measure_echo() {
 }
 
 measure_python() {
-    bake python "$EMBER_EXAMPLES/lambda"
+    bake python "$EMBER_BENCHES/python"
     set -- "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event"
     measure python "$warm" restore "$@" -- timed "$@" --timing=json
     set -- "$@" --repeat 100 --timing=json

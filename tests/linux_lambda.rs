@@ -9,8 +9,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use common::{Ended, GUEST_FAILED, NOT_UNIQUE, Place, TIMEOUT, USAGE, ember, finish};
-use linux::{ALIVE_SECONDS, bake, clones_do_not_see_each_other, example_bundle, lambda, lambda_arguments};
+use common::{Ended, GUEST_FAILED, Place, TIMEOUT, USAGE, ember, finish};
+use linux::{
+    ALIVE_SECONDS, NOT_UNIQUE, bake, clones_do_not_see_each_other, example_bundle, lambda, lambda_arguments,
+};
 use serde_json::{Value, json};
 
 /// A handler that does what the event says, and hooks that tell when they were run.
@@ -117,7 +119,7 @@ fn an_event_is_answered_by_an_ordinary_handler() {
     let told = ended.succeeds().json();
     assert_eq!((&told["greeting"], &told["function"]), (&"Hello, Ada!".into(), &"greeter".into()));
     assert!(ended.errors.contains("\"name\": \"Ada\""), "its log is on standard error: {ended:?}");
-    // The client that answered the warm-up events gave way to a fresh one, so that its restore hooks run in every clone.
+    // The warm-up event was answered by a client before this one, whose hooks had yet to run.
     assert_eq!((&told["answered"], &told["entries"]), (&1.into(), &1000.into()));
 }
 
@@ -177,7 +179,7 @@ fn with_warm_up_events_the_restore_hooks_run_in_each_clone_all_the_same() {
     let warmed = lambda("warmed", &probe_source(), "[[warm_up]]\njson = '{\"do\": \"hooks\"}'");
     let ended = finish(ember(["run", "--event-json", r#"{"do": "hooks"}"#]).arg(&warmed));
     assert_eq!(ended.succeeds().json(), json!(["before", "after"]));
-    assert!(ended.errors.contains("restored"), "{ended:?}");
+    assert!(ended.errors.contains("restored"), "in the clone, not before: {ended:?}");
 }
 
 #[test]

@@ -27,7 +27,13 @@ fn manifest() -> Manifest {
         format: FormatVersion::CURRENT.to_string(),
         creator: "ember test".into(),
         created_unix_ms: 1_764_000_000_000,
-        machine: MachineShape { memory_bytes: MEMORY, vcpus: 1, kernel_cmdline: "quiet".into() },
+        machine: MachineShape {
+            memory_bytes: MEMORY,
+            vcpus: 1,
+            kernel_cmdline: "quiet".into(),
+            stale_rng: false,
+            advance_clock: false,
+        },
         function: FunctionContract {
             interface: Interface::Exec,
             command: vec!["/bin/cat".into()],

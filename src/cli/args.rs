@@ -128,6 +128,12 @@ pub struct BakeArgs {
     /// Number of vCPUs, 1 to 8
     #[arg(long, value_name = "N")]
     pub vcpus: Option<u32>,
+    /// Bake although the guest's kernel has no driver for the VM Generation ID
+    #[arg(long)]
+    pub allow_stale_rng: bool,
+    /// Let the monotonic clocks of clones go on by the time since the bake
+    #[arg(long)]
+    pub advance_clock: bool,
     /// How events reach the function
     #[arg(long, value_enum)]
     pub interface: Option<InterfaceArg>,

@@ -88,7 +88,13 @@ struct Frozen {
     used: MemoryUse,
     memory: MemoryReport,
     cpu: CpuRequirements,
+    agent: AgentFacts,
+}
+
+/// What the agent's greeting said.
+struct AgentFacts {
     protocol: u16,
+    stale_rng: bool,
 }
 
 impl Baker {
@@ -215,11 +221,15 @@ impl Baker {
             events,
             ready_max: self.asked.boot_timeout + Duration::from_millis(parts.contract.ready_timeout_ms),
             event_max: Duration::from_millis(parts.contract.event_timeout_ms),
+            allow_stale_rng: self.asked.allow_stale_rng,
         };
         let progress = &mut self.progress;
         let used = vm::to_warm_point(&mut drive, &warm_up, &mut LogSink, &mut |phase| progress.phase(phase))?;
-        let protocol = conversation.protocol().unwrap_or_default();
-        self.freeze(machine, parts, used, protocol)
+        let agent = AgentFacts {
+            protocol: conversation.protocol().unwrap_or_default(),
+            stale_rng: conversation.has_generation_driver() == Some(false),
+        };
+        self.freeze(machine, parts, used, agent)
     }
 
     fn warm_up_events(&self) -> Result<Vec<crate::function::Event>, Failure> {
@@ -260,7 +270,7 @@ impl Baker {
         machine: &mut Machine,
         parts: &Parts,
         used: MemoryUse,
-        protocol: u16,
+        agent: AgentFacts,
     ) -> Result<Frozen, Failure> {
         self.progress.phase("Writing state and memory");
         let mut frozen = machine.freeze()?;
@@ -277,7 +287,7 @@ impl Baker {
         };
         // Nobody wants this guest to run on.
         frozen.keep();
-        Ok(Frozen { used, memory, cpu, protocol })
+        Ok(Frozen { used, memory, cpu, agent })
     }
 
     fn finish(mut self, parts: &Parts, frozen: &Frozen) -> Result<BakeReport, Failure> {
@@ -290,9 +300,11 @@ impl Baker {
                 memory_bytes: self.asked.memory_bytes,
                 vcpus: self.asked.vcpus,
                 kernel_cmdline: parts.command_line.clone(),
+                stale_rng: frozen.agent.stale_rng,
+                advance_clock: self.asked.advance_clock,
             },
             function: parts.contract.clone(),
-            agent_protocol: frozen.protocol,
+            agent_protocol: frozen.agent.protocol,
             cpu: frozen.cpu.clone(),
             drives: parts.drives.clone(),
             parent: None,
@@ -348,7 +360,12 @@ fn asked(args: BakeArgs) -> Asked {
         kernel_args: args.kernel_args,
         agent: args.agent,
         root: AskedRoot { path: args.root, reference: args.reference },
-        machine: AskedMachine { memory: args.memory, vcpus: args.vcpus },
+        machine: AskedMachine {
+            memory: args.memory,
+            vcpus: args.vcpus,
+            allow_stale_rng: args.allow_stale_rng.then_some(true),
+            advance_clock: args.advance_clock.then_some(true),
+        },
         function: AskedFunction {
             interface,
             command: args.command,

@@ -1,5 +1,7 @@
 //! `ember inspect`: what is in a bundle, from manifest, header and index alone.
 
+use snapshot_format::manifest::{Interface, Manifest};
+
 use crate::bundle::{Bundle, Inspection};
 use crate::config::Size;
 
@@ -47,11 +49,30 @@ fn facts(inspection: &Inspection) -> String {
             "memory",
             format!("{} in chunks of {} with content, the rest zero", Size(content), Size(memory.granule)),
         ),
+        ("reseeding", reseeding(manifest).to_owned()),
+        ("clock", clock(manifest).to_owned()),
         ("cpu", format!("{}, TSC {} kHz", manifest.cpu.vendor, manifest.cpu.tsc_khz)),
         ("function", format!("{} {}", interface.as_str().unwrap_or_default(), function.command.join(" "))),
         ("parent", manifest.parent.as_ref().map_or("none", |parent| &parent.manifest_sha256).to_owned()),
         ("kernel", manifest.machine.kernel_cmdline.clone()),
         ("state", sections.join(", ")),
     ];
-    rows.iter().map(|(name, value)| format!("{name:<10}{value}")).collect::<Vec<_>>().join("\n")
+    rows.iter().map(|(name, value)| format!("{name:<11}{value}")).collect::<Vec<_>>().join("\n")
+}
+
+/// Who gives a clone random numbers of its own.
+fn reseeding(manifest: &Manifest) -> &'static str {
+    match (manifest.function.interface, manifest.machine.stale_rng) {
+        (Interface::Port, _) => "nobody: a small guest has no generator",
+        (_, false) => "the kernel, when the VM Generation ID changes, and the agent",
+        (_, true) => "the agent alone: the kernel has no VM Generation ID driver (allow_stale_rng)",
+    }
+}
+
+fn clock(manifest: &Manifest) -> &'static str {
+    if manifest.machine.advance_clock {
+        "monotonic time goes on by the time since the freeze (advance_clock)"
+    } else {
+        "monotonic time goes on from the freeze"
+    }
 }

@@ -104,6 +104,7 @@ impl ToFailure for WarmError {
         match self {
             WarmError::Guest(error) | WarmError::WarmUp { source: error, .. } => error.kind(),
             WarmError::WarmUpFailed { .. } => Kind::GuestFailed,
+            WarmError::StaleRng => Kind::Usage,
         }
     }
 }

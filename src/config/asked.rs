@@ -86,6 +86,10 @@ pub struct AskedMachine {
     pub memory: Option<Size>,
     /// vCPUs.
     pub vcpus: Option<u32>,
+    /// Whether the guest's kernel may lack a driver for the VM Generation ID.
+    pub allow_stale_rng: Option<bool>,
+    /// Whether the monotonic clocks of clones go on by the time since the freeze.
+    pub advance_clock: Option<bool>,
 }
 
 /// `[function]`.
@@ -196,6 +200,8 @@ impl Asked {
             machine: AskedMachine {
                 memory: self.machine.memory.or(below.machine.memory),
                 vcpus: self.machine.vcpus.or(below.machine.vcpus),
+                allow_stale_rng: self.machine.allow_stale_rng.or(below.machine.allow_stale_rng),
+                advance_clock: self.machine.advance_clock.or(below.machine.advance_clock),
             },
             function: self.function.over(below.function),
             warm_up: if self.warm_up.is_empty() { below.warm_up } else { self.warm_up },
@@ -265,7 +271,10 @@ mod tests {
         flags.function.env.insert("B".to_owned(), "3".to_owned());
         flags.function.http = Some(AskedHttp { port: Some(8080), ready_path: None });
         let both = flags.over(file);
-        assert_eq!(both.machine, AskedMachine { memory: Some(Size(256 << 20)), vcpus: Some(2) });
+        assert_eq!(
+            both.machine,
+            AskedMachine { memory: Some(Size(256 << 20)), vcpus: Some(2), ..Default::default() }
+        );
         assert_eq!(both.function.env["A"], "1");
         assert_eq!(both.function.env["B"], "3");
         assert_eq!(both.function.http.unwrap().port, Some(8080));

@@ -122,6 +122,10 @@ pub struct Bake {
     pub memory_bytes: u64,
     /// vCPUs.
     pub vcpus: u32,
+    /// Whether the guest's kernel may lack a driver for the VM Generation ID.
+    pub allow_stale_rng: bool,
+    /// Whether the monotonic clocks of clones go on by the time since the freeze.
+    pub advance_clock: bool,
     /// Drives besides the root, by id.
     pub drives: Vec<DriveFile>,
     /// Events before the freeze.
@@ -161,6 +165,8 @@ impl Bake {
             root: check_root(interface, root)?,
             memory_bytes: check_memory(interface, asked.machine.memory)?,
             vcpus: check_range("The number of vCPUs", asked.machine.vcpus.unwrap_or(1), 1, VCPUS_MAX)?,
+            allow_stale_rng: asked.machine.allow_stale_rng.unwrap_or(false),
+            advance_clock: asked.machine.advance_clock.unwrap_or(false),
             drives,
             warm_up: asked.warm_up,
             boot_timeout: asked.timeouts.boot.map_or(DEFAULT_BOOT, |span| span.0),

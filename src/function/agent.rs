@@ -219,11 +219,14 @@ impl AgentConversation {
     /// Whatever goes wrong before the acknowledgement has one meaning: this clone is not known to be unique. Nothing that it
     /// said counts then, not even an acknowledgement that nobody has seen yet.
     fn fail(&mut self, error: SessionError) -> SessionError {
-        let error = match mem::replace(&mut self.stage, Stage::Failed) {
-            Stage::Frozen | Stage::Restoring { .. } if !matches!(error, SessionError::NotUnique { .. }) => {
-                self.not_unique(error.to_string())
+        let before = mem::replace(&mut self.stage, Stage::Failed);
+        let error = match (before, error) {
+            (_, error @ SessionError::NotUnique { .. }) => error,
+            (Stage::Frozen | Stage::Restoring { .. }, SessionError::Function { what, .. }) => {
+                self.not_unique(format!("its function {what}"))
             }
-            _ => error,
+            (Stage::Frozen | Stage::Restoring { .. }, error) => self.not_unique(error.to_string()),
+            (_, error) => error,
         };
         if matches!(error, SessionError::NotUnique { .. }) {
             self.notices.clear();

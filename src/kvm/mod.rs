@@ -10,6 +10,7 @@ mod kick;
 mod probe;
 mod run;
 mod system;
+mod tsc;
 mod vm;
 
 pub use kick::{KickError, KickTarget, install_kick_handler, kick};

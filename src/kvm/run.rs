@@ -61,7 +61,7 @@ pub enum Exit<'a> {
 /// A vCPU's file descriptor and its shared `kvm_run` page.
 #[derive(Debug)]
 pub struct KvmVcpu {
-    fd: VcpuFd,
+    pub(super) fd: VcpuFd,
     xsave_len: usize,
 }
 

@@ -9,6 +9,7 @@ mod features;
 mod msrs;
 mod state;
 mod thread;
+mod tsc;
 
 pub use abi::{AbiError, blob, from_blob, list_blob, list_from_blob};
 pub use cpuid::for_vcpu as cpuid_for_vcpu;
@@ -17,3 +18,4 @@ pub use features::vendor;
 pub use msrs::{MsrSelection, SelectError};
 pub use state::{VcpuError, restore, save};
 pub use thread::{Buses, ThreadError, VcpuThread};
+pub use tsc::{align_tsc, share_tsc_offset};

@@ -8,6 +8,8 @@ use crate::kvm::{KvmVcpu, VmError};
 
 /// Time-stamp counter.
 pub const TSC: u32 = 0x10;
+/// What the guest has added to the TSC, by writing to it or to this.
+pub const TSC_ADJUST: u32 = 0x3b;
 /// Deadline of the local APIC's timer; set last, since it is compared with the TSC when it is written.
 pub const TSC_DEADLINE: u32 = 0x6e0;
 

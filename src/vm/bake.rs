@@ -19,6 +19,12 @@ pub enum WarmError {
     /// Boot, readiness or the freeze's preparation.
     #[error(transparent)]
     Guest(#[from] InvokeError),
+    /// The guest's kernel would not notice that it has become another.
+    #[error(
+        "The guest's kernel has no driver for the VM Generation ID (CONFIG_VMGENID, Linux 5.18 or newer), so only Ember's agent \
+         would give clones random numbers of their own; use a kernel that has it, or bake with --allow-stale-rng"
+    )]
+    StaleRng,
     /// A warm-up event got no answer.
     #[error("Warm-up event {number} got no answer")]
     WarmUp {
@@ -47,6 +53,8 @@ pub struct WarmUp<'a> {
     pub ready_max: Duration,
     /// One event.
     pub event_max: Duration,
+    /// Whether the guest's kernel may lack a driver for the VM Generation ID.
+    pub allow_stale_rng: bool,
 }
 
 /// How much memory a guest used just before its freeze.
@@ -71,6 +79,9 @@ pub fn to_warm_point(
 ) -> Result<MemoryUse, WarmError> {
     phase("Booting the guest to the function's readiness");
     boot_to_ready(drive, Some(Instant::now() + warm_up.ready_max), sink)?;
+    if drive.conversation().has_generation_driver() == Some(false) && !warm_up.allow_stale_rng {
+        return Err(WarmError::StaleRng);
+    }
     if !warm_up.events.is_empty() {
         phase("Warming up");
         run_events(drive, warm_up, sink)?;

@@ -421,7 +421,7 @@ impl<'a> Start<'a> {
         match origin {
             Origin::Cold(load) => (Start::Cold(load), DeviceStates::default()),
             Origin::Saved(saved) => {
-                let SavedMachine { machine, clock, irqchips, vcpus, devices } = *saved;
+                let SavedMachine { machine, clock, irqchips, vcpus, devices, frozen_at_unix_ns: _ } = *saved;
                 let irqchips = Box::new(irqchips);
                 (Start::Saved { tsc_khz: machine.tsc_khz, clock_ns: clock.clock, irqchips, vcpus }, devices)
             }
@@ -439,6 +439,7 @@ impl<'a> Start<'a> {
                 for (vcpu, state) in target.vcpus.iter().zip(&vcpus) {
                     msrs = Some(vcpu::restore(vcpu, state)?);
                 }
+                vcpu::share_tsc_offset(target.vcpus)?;
                 // After the local APICs, to which the I/O APIC may deliver at once.
                 irqchips.iter().try_for_each(|chip| target.vm.set_irqchip(chip))?;
                 // Last: the guest's clock runs on from here, and must do so before the first instruction.

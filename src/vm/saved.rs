@@ -6,7 +6,7 @@ use snapshot_format::state::{DecodeError, Reader};
 
 use crate::devices::DeviceStates;
 use crate::memory::layout;
-use crate::vcpu::{AbiError, from_blob};
+use crate::vcpu::{AbiError, align_tsc, from_blob};
 
 use super::machine::Shape;
 
@@ -29,6 +29,11 @@ pub enum SavedError {
         /// What the manifest says.
         expected: String,
     },
+    /// A clock that is to go on from a time that is not known.
+    #[error(
+        "The bundle lets its clocks advance and does not say when it was frozen; bake it in format 1.1 or newer"
+    )]
+    NoFreezeTime,
 }
 
 /// Everything a restore applies.
@@ -39,6 +44,7 @@ pub struct SavedMachine {
     pub(super) irqchips: [kvm_irqchip; 3],
     pub(super) vcpus: Vec<VcpuState>,
     pub(super) devices: DeviceStates,
+    pub(super) frozen_at_unix_ns: u64,
 }
 
 impl SavedMachine {
@@ -51,7 +57,8 @@ impl SavedMachine {
         let machine: MachineState = reader.take(0)?;
         check_shape(&machine, shape)?;
         let vm: VmState = reader.take(0)?;
-        let vcpus = (0..shape.vcpus).map(|index| reader.take(index)).collect::<Result<Vec<_>, _>>()?;
+        let mut vcpus = (0..shape.vcpus).map(|index| reader.take(index)).collect::<Result<Vec<_>, _>>()?;
+        align_tsc(&mut vcpus, 0)?;
         let devices = DeviceStates::take(&mut reader)?;
         reader.finish()?;
         let irqchips = [
@@ -59,7 +66,23 @@ impl SavedMachine {
             from_blob("PIC", &vm.pic_slave)?,
             from_blob("I/O APIC", &vm.ioapic)?,
         ];
-        Ok(SavedMachine { machine, clock: from_blob("clock", &vm.clock)?, irqchips, vcpus, devices })
+        let (clock, frozen_at_unix_ns) = (from_blob("clock", &vm.clock)?, vm.frozen_at_unix_ns);
+        Ok(SavedMachine { machine, clock, irqchips, vcpus, devices, frozen_at_unix_ns })
+    }
+
+    /// Lets the guest's clocks go on by the time from the freeze to `unix_ns`, the host's wall clock now; not at all if that
+    /// was set back.
+    ///
+    /// # Errors
+    /// The state does not tell when the guest was frozen, or its MSRs are damaged.
+    pub fn advance_clocks(&mut self, unix_ns: u64) -> Result<(), SavedError> {
+        if self.frozen_at_unix_ns == 0 {
+            return Err(SavedError::NoFreezeTime);
+        }
+        let elapsed = unix_ns.saturating_sub(self.frozen_at_unix_ns);
+        self.clock.clock = self.clock.clock.saturating_add(elapsed);
+        let ticks = u128::from(elapsed) * u128::from(self.machine.tsc_khz) / 1_000_000;
+        Ok(align_tsc(&mut self.vcpus, u64::try_from(ticks).unwrap_or(0))?)
     }
 }
 

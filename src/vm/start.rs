@@ -11,6 +11,7 @@ use crate::bundle::{Bundle, OpenError};
 use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, GENERATION_LEN, VirtioWindow};
 use crate::memory::{self, GuestMemory, MapError};
 
+use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
 use super::saved::{SavedError, SavedMachine};
 use super::timeline::Timeline;
@@ -65,7 +66,10 @@ pub fn restore(
 ) -> Result<Machine, StartError> {
     let manifest = bundle.manifest();
     let shape = Shape { memory_bytes: manifest.machine.memory_bytes, vcpus: manifest.machine.vcpus };
-    let saved = SavedMachine::take(bundle.state()?, &shape)?;
+    let mut saved = SavedMachine::take(bundle.state()?, &shape)?;
+    if manifest.machine.advance_clock {
+        saved.advance_clocks(unix_ns())?;
+    }
     timeline.mark("read state");
     let memory = memory::copy_on_write(bundle.memory()?, shape.memory_bytes)?;
     let generation = (!is_port(bundle)).then_some(generation);

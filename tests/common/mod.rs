@@ -33,7 +33,6 @@ pub const BAD_BUNDLE: i32 = 121;
 pub const HOST_CANNOT: i32 = 122;
 pub const GUEST_FAILED: i32 = 123;
 pub const TIMEOUT: i32 = 124;
-pub const NOT_UNIQUE: i32 = 125;
 
 /// The program under test.
 pub fn program() -> PathBuf {

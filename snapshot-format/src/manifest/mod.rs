@@ -94,6 +94,12 @@ pub struct MachineShape {
     pub memory_bytes: u64,
     pub vcpus: u32,
     pub kernel_cmdline: String,
+    /// The guest kernel has no driver for the VM Generation ID: only the agent reseeds a clone.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub stale_rng: bool,
+    /// The monotonic clocks of clones go on by the time since the freeze, where they otherwise go on from the freeze.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub advance_clock: bool,
 }
 
 /// What the host's CPU must offer.
@@ -208,6 +214,9 @@ pub struct LambdaContract {
     pub snap_start: bool,
 }
 
+fn is_false(value: &bool) -> bool {
+    !*value
+}
 fn root_dir() -> String {
     "/".to_owned()
 }

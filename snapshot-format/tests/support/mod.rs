@@ -196,6 +196,8 @@ pub fn manifest(version: FormatVersion) -> Manifest {
             memory_bytes: MEMORY_LEN,
             vcpus: 1,
             kernel_cmdline: "console=ttyS0 quiet".to_owned(),
+            stale_rng: false,
+            advance_clock: false,
         },
         function: function(),
         agent_protocol: 1,
