@@ -225,10 +225,16 @@ pub fn start(command: &mut Command) -> Child {
 /// Waits for the end of a child; one that hangs is killed, and the test fails.
 #[track_caller]
 pub fn end_of(child: Child) -> Ended {
+    end_within(child, limit())
+}
+
+/// The same with a limit of its own, for what is known to take long.
+#[track_caller]
+pub fn end_within(child: Child, limit: Duration) -> Ended {
     let group = Pid::from_child(&child);
     let (done, expired) = channel::<()>();
     let guard = std::thread::spawn(move || {
-        let hangs = expired.recv_timeout(limit()) == Err(RecvTimeoutError::Timeout);
+        let hangs = expired.recv_timeout(limit) == Err(RecvTimeoutError::Timeout);
         if hangs {
             rustix::process::kill_process_group(group, Signal::KILL).ok();
         }
@@ -241,7 +247,7 @@ pub fn end_of(child: Child) -> Ended {
         output: output.stdout,
         errors: String::from_utf8_lossy(&output.stderr).into_owned(),
     };
-    assert!(!guard.join().unwrap(), "killed after {:?}: {ended:?}", limit());
+    assert!(!guard.join().unwrap(), "killed after {limit:?}: {ended:?}");
     ended
 }
 

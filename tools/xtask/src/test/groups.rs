@@ -60,11 +60,6 @@ impl Group {
         self
     }
 
-    const fn cpu(mut self, cpu: &'static str) -> Self {
-        self.cpu = cpu;
-        self
-    }
-
     const fn other_cpu(mut self, cpu: &'static str) -> Self {
         self.other_cpu = Some(cpu);
         self
@@ -76,14 +71,10 @@ impl Group {
     }
 }
 
-/// For busy guests. CMPXCHG16B of QEMU 7.2 leaves all flags but ZF undefined, trap and alignment check among them; where an exit
-/// comes behind it, they become the guest's RFLAGS and kill it. Its kernel uses the instruction for every allocation.
-const WITHOUT_CX16: &str = "EPYC,+svm,+npt,-cx16";
-
 /// All groups. Two run at a time in this order, so the long ones come first.
 pub const GROUPS: [Group; 17] = [
     // Ten bakes of a busy guest one after the other, twice.
-    Group::new("whole_cycles", Place::Linux, 1500).memory_mib(12 * 1024).cpu(WITHOUT_CX16),
+    Group::new("whole_cycles", Place::Linux, 1500).memory_mib(12 * 1024),
     // The client's imports and several bundles of it.
     Group::new("linux_lambda", Place::Linux, 300),
     // Memory up to both sides of the hole below 4 GiB.
@@ -99,8 +90,8 @@ pub const GROUPS: [Group; 17] = [
     Group::new("linux_smp", Place::Linux, 300),
     // What is asserted there is counted in instructions.
     Group::new("figures", Place::Linux, 300).icount(),
-    Group::new("whole_linux", Place::Linux, 400).cpu(WITHOUT_CX16),
-    Group::new("whole_cpu", Place::Rig, 120).other_cpu("EPYC,+svm,+npt,-avx2,-bmi2,-rdtscp,-xsaveopt"),
+    Group::new("whole_linux", Place::Linux, 400),
+    Group::new("whole_cpu", Place::Rig, 120).other_cpu("EPYC,+svm,+npt,-cx16,-avx2,-bmi2,-rdtscp,-xsaveopt"),
     Group::new("whole", Place::Small, 120),
     Group::new("beside", Place::Rig, 120),
     Group::new("small", Place::Small, 120),
