@@ -26,6 +26,8 @@ pub struct Group {
     pub place: Place,
     /// In the rig, time is the number of executed instructions. Guests have one vCPU then.
     pub icount: bool,
+    /// Whether there is a program in which faults can be injected.
+    pub faults: bool,
     /// Memory of the emulated host.
     pub memory_mib: u32,
     /// Seconds that each case may take, by the clock of where it runs.
@@ -34,11 +36,16 @@ pub struct Group {
 
 impl Group {
     const fn new(name: &'static str, place: Place, case_limit: u64) -> Self {
-        Self { name, place, icount: false, memory_mib: DEFAULT_MEMORY_MIB, case_limit }
+        Self { name, place, icount: false, faults: false, memory_mib: DEFAULT_MEMORY_MIB, case_limit }
     }
 
     const fn icount(mut self) -> Self {
         self.icount = true;
+        self
+    }
+
+    const fn faults(mut self) -> Self {
+        self.faults = true;
         self
     }
 
@@ -49,7 +56,11 @@ impl Group {
 }
 
 /// All groups. Two run at a time in this order, so the long ones come first.
-pub const GROUPS: [Group; 12] = [
+pub const GROUPS: [Group; 14] = [
+    // Many clones, agents that fail to answer, each waited for.
+    Group::new("clones_unique", Place::Linux, 400).faults(),
+    // The host's clock is moved.
+    Group::new("clones_time", Place::LinuxAsRoot, 300),
     // The client's imports and several bundles of it.
     Group::new("linux_lambda", Place::Linux, 300),
     // Memory up to both sides of the hole below 4 GiB.
