@@ -1,5 +1,10 @@
 //! A bundle on a host whose processor or KVM lacks something of it: refused before its guest runs, with the whole list.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy takes helpers of tests for the product"
+)]
 
 mod common;
 

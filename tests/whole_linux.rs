@@ -1,5 +1,10 @@
 //! Clones of Linux guests that are baked again: nothing of them is lost, and nothing of what they come from is written.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "clippy takes helpers of tests for the product"
+)]
 
 mod common;
 #[path = "common/linux.rs"]

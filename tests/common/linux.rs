@@ -98,6 +98,15 @@ pub fn busybox_root(at: &Path) -> PathBuf {
     at.to_owned()
 }
 
+/// The files of a bundle, each with the digest of its content.
+pub fn digests(bundle: &Path) -> Vec<(String, String)> {
+    let digest = |name: String| {
+        let summed = Command::new("sha256sum").arg(bundle.join(&name)).output().unwrap();
+        (name, String::from_utf8_lossy(&summed.stdout).chars().take(64).collect())
+    };
+    crate::common::names(bundle).into_iter().map(digest).collect()
+}
+
 /// `ember bake` of a Linux guest to `bundle`. Kernel, modules and agent come from the environment.
 pub fn bake_command<S: AsRef<OsStr>>(bundle: &Path, arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new("timeout");

@@ -42,6 +42,8 @@ impl Profile {
 pub struct Product {
     pub ember: PathBuf,
     pub agent: PathBuf,
+    /// `ember` with the feature `faults`, where it was asked for.
+    pub faulty: Option<PathBuf>,
 }
 
 /// One file of `tests/`, compiled; or the tests beside the code of `ember`.
@@ -66,7 +68,32 @@ pub fn product(workspace: &Workspace, profile: Profile) -> Result<Product> {
         )
     })?;
     let dir = workspace.target(TARGET).join(profile.name());
-    Ok(Product { ember: dir.join("ember"), agent: dir.join("ember-agent") })
+    Ok(Product { ember: dir.join("ember"), agent: dir.join("ember-agent"), faulty: None })
+}
+
+/// Builds the program and the guest agent, and the program once more with the faults that tests inject.
+pub fn product_with_faults(workspace: &Workspace, profile: Profile) -> Result<Product> {
+    // First: cargo leaves either where the other was.
+    let faulty = faulty(workspace, profile)?;
+    Ok(Product { faulty: Some(faulty), ..product(workspace, profile)? })
+}
+
+fn faulty(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
+    let name = profile.name();
+    step(&format!("Building static ember with faults ({name})"), || {
+        // Debug assertions for this package alone, without which it refuses the feature: what it depends on stays as it is.
+        let assertions = format!("profile.{name}.package.ember.debug-assertions=true");
+        process::run(
+            cargo(workspace)
+                .args(["build", "--quiet", "--profile", name, "--target", TARGET, "--package", "ember"])
+                .args(["--bins", "--features", "faults", "--config", &assertions]),
+        )
+    })?;
+    let dir = workspace.target(TARGET).join(name);
+    let faulty = dir.join("ember-with-faults");
+    std::fs::copy(dir.join("ember"), &faulty)
+        .with_context(|| format!("Cannot copy the program to {}", faulty.display()))?;
+    Ok(faulty)
 }
 
 /// Compiles the small guests into a directory of their own.

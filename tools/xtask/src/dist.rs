@@ -18,6 +18,9 @@ const FROM_CHECKOUT: [&str; 5] = ["README.md", "LICENSE", "CHANGELOG.md", "docs"
 /// Completions as `ember completions SHELL` prints them, and their usual file names.
 const COMPLETIONS: [(&str, &str); 3] = [("bash", "ember.bash"), ("zsh", "_ember"), ("fish", "ember.fish")];
 
+/// Only a program with the feature `faults` knows this variable.
+const FAULT_VARIABLE: &[u8] = b"EMBER_FAULT";
+
 /// Makes target/dist/ember-VERSION-x86_64-linux.tar.gz.
 pub fn run(workspace: &Workspace) -> Result<()> {
     // libclang is needed to compile.
@@ -71,6 +74,9 @@ fn verify(dist: &Path, name: &str, tarball: &Path, guest: &Path) -> Result<()> {
     for program in ["ember", "ember-agent"] {
         let headers = process::read(command("readelf").arg("-lW").arg(unpacked.join(program)))?;
         ensure!(!headers.contains("INTERP"), "{program} is not static: it asks for a loader");
+        let code = std::fs::read(unpacked.join(program)).with_context(|| format!("Cannot read {program}"))?;
+        let has_faults = code.windows(FAULT_VARIABLE.len()).any(|bytes| bytes == FAULT_VARIABLE);
+        ensure!(!has_faults, "{program} was built with the feature `faults`, which is for tests");
     }
     let ember = || {
         let mut ember = Command::new(unpacked.join("ember"));

@@ -8,11 +8,15 @@ use crate::workspace::Workspace;
 /// Names and values.
 pub type Environment = Vec<(&'static str, String)>;
 
+/// Where the program with faults lies on the emulated host's disk.
+pub const FAULTY: &str = "bin/ember-with-faults";
+
 /// On this machine.
 pub fn native(workspace: &Workspace, contents: &Contents, bundles: &Path) -> Environment {
     let guest = &contents.guest;
     let text = |path: &Path| path.to_string_lossy().into_owned();
-    vec![
+    let faulty = contents.product.faulty.as_deref().map(|path| ("EMBER_FAULTY_BIN", text(path)));
+    let mut environment = vec![
         ("EMBER_BIN", text(&contents.product.ember)),
         ("EMBER_AGENT", text(&contents.product.agent)),
         ("EMBER_KERNEL", text(&guest.kernel)),
@@ -25,13 +29,16 @@ pub fn native(workspace: &Workspace, contents: &Contents, bundles: &Path) -> Env
         ("EMBER_SMALL_GUESTS", text(&contents.small_guests)),
         ("EMBER_BUNDLES", text(bundles)),
         ("EMBER_WHERE", "native".to_owned()),
-    ]
+    ];
+    environment.extend(faulty);
+    environment
 }
 
 /// In the emulated host, whose read-only disk is mounted at /ember.
 pub fn rig(contents: &Contents) -> Environment {
     let on_disk = |path: &str| format!("/ember/{path}");
-    vec![
+    let faulty = contents.product.faulty.as_ref().map(|_| ("EMBER_FAULTY_BIN", on_disk(FAULTY)));
+    let mut environment = vec![
         ("EMBER_BIN", on_disk("bin/ember")),
         ("EMBER_AGENT", on_disk("bin/ember-agent")),
         ("EMBER_KERNEL", on_disk("guest/vmlinuz")),
@@ -44,5 +51,7 @@ pub fn rig(contents: &Contents) -> Environment {
         ("EMBER_SMALL_GUESTS", on_disk("small-guests")),
         ("EMBER_BUNDLES", "/cache/bundles".to_owned()),
         ("EMBER_WHERE", "rig".to_owned()),
-    ]
+    ];
+    environment.extend(faulty);
+    environment
 }

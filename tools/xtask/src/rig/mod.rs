@@ -56,6 +56,9 @@ pub struct RigArguments {
     /// Binaries as they are shipped, with link-time optimisation.
     #[arg(long)]
     release: bool,
+    /// Also the program with the faults that tests inject, as EMBER_FAULTY_BIN.
+    #[arg(long)]
+    faults: bool,
     /// The command, with its arguments.
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<String>,
@@ -65,8 +68,9 @@ pub struct RigArguments {
 pub fn run(workspace: &Workspace, arguments: &RigArguments) -> Result<ExitCode> {
     let guest = setup::prepare(workspace)?;
     let profile = if arguments.release { Profile::Release } else { Profile::Rig };
+    let product = if arguments.faults { build::product_with_faults } else { build::product };
     let contents = Contents {
-        product: build::product(workspace, profile)?,
+        product: product(workspace, profile)?,
         small_guests: build::small_guests(workspace)?,
         tests: Vec::new(),
         guest,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use crate::build::{Product, TestBinary};
+use crate::environment::FAULTY;
 use crate::process::{self, command};
 use crate::progress::step;
 use crate::setup::{self, Guest};
@@ -84,6 +85,9 @@ fn list(workspace: &Workspace, contents: &Contents) -> Result<Vec<Placed>> {
     let mut add = |from: &Path, to: &str| files.push(Placed { from: from.to_owned(), to: to.into() });
     add(&contents.product.ember, "bin/ember");
     add(&contents.product.agent, "bin/ember-agent");
+    if let Some(faulty) = &contents.product.faulty {
+        add(faulty, FAULTY);
+    }
     add(&guest.kernel, "guest/vmlinuz");
     add(&guest.modules, &format!("guest/lib/modules/{}", guest.release));
     add(&guest.python_image, "guest/python-root.ext4");

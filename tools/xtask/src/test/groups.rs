@@ -28,6 +28,8 @@ pub struct Group {
     pub place: Place,
     /// In the rig, time is the number of executed instructions. Guests have one vCPU then.
     pub icount: bool,
+    /// Whether there is a program in which faults can be injected.
+    pub faults: bool,
     /// Memory of the emulated host.
     pub memory_mib: u32,
     /// Seconds that each case may take, by the clock of where it runs.
@@ -48,6 +50,7 @@ impl Group {
             name,
             place,
             icount: false,
+            faults: false,
             memory_mib: DEFAULT_MEMORY_MIB,
             case_limit,
             cpu: DEFAULT_CPU,
@@ -65,6 +68,11 @@ impl Group {
         self
     }
 
+    const fn faults(mut self) -> Self {
+        self.faults = true;
+        self
+    }
+
     const fn memory_mib(mut self, memory_mib: u32) -> Self {
         self.memory_mib = memory_mib;
         self
@@ -72,9 +80,11 @@ impl Group {
 }
 
 /// All groups. Two run at a time in this order, so the long ones come first.
-pub const GROUPS: [Group; 17] = [
+pub const GROUPS: [Group; 18] = [
     // Ten bakes of a busy guest one after the other, twice.
     Group::new("whole_cycles", Place::Linux, 1500).memory_mib(12 * 1024),
+    // Many clones, agents that fail to answer, each waited for.
+    Group::new("clones_unique", Place::Linux, 400).faults(),
     // The client's imports and several bundles of it.
     Group::new("linux_lambda", Place::Linux, 300),
     // Memory up to both sides of the hole below 4 GiB.

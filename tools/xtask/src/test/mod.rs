@@ -79,8 +79,10 @@ fn run_black_box(
     guest: setup::Guest,
     report: &Report,
 ) -> Result<()> {
+    let needs_faults = GROUPS.iter().any(|group| group.faults && arguments.wants(group.name));
+    let product = if needs_faults { build::product_with_faults } else { build::product };
     let contents = Contents {
-        product: build::product(workspace, Profile::Rig)?,
+        product: product(workspace, Profile::Rig)?,
         small_guests: build::small_guests(workspace)?,
         tests: build::test_binaries(workspace)?,
         guest,
