@@ -5,7 +5,7 @@ mod common;
 
 use std::process::Child;
 
-use common::processes::{has_files, machine_of, signal, wait_until_gone};
+use common::processes::{has_living_thread, machine_of, signal, wait_until_gone};
 use common::{Ended, Place, end_of, run_command, start};
 use rustix::process::Signal;
 
@@ -100,7 +100,7 @@ fn neither_the_command_nor_the_reader_of_its_answer_waits_for_the_end_of_the_mac
         let (group, machine) = (run.id(), machine_of(&run));
         // Ends when nobody can write to its output any more.
         let ended = end_of(run);
-        let outlived = has_files(machine);
+        let outlived = has_living_thread(machine);
         ended.answers("0x0");
         wait_until_gone(group);
         if outlived {

@@ -21,7 +21,8 @@ fn group_of(pid: i32) -> Option<u32> {
     fields(&format!("/proc/{pid}/stat"))?.get(2)?.parse().ok()
 }
 
-fn has_living_thread(pid: i32) -> bool {
+/// Whether a process still does something, be it only to give up what it had.
+pub fn has_living_thread(pid: i32) -> bool {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
     threads.flatten().any(|thread| {
         let fields = fields(&thread.path().join("stat").to_string_lossy());
@@ -56,11 +57,6 @@ pub fn machine_of(parent: &Child) -> i32 {
 
 fn threads(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
-}
-
-/// Whether a process has open files, which it gives up after its memory.
-pub fn has_files(pid: i32) -> bool {
-    fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|mut files| files.next().is_some())
 }
 
 /// Sends a signal to one process.

@@ -85,8 +85,10 @@ fn faulty(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
         let assertions = format!("profile.{name}.package.ember.debug-assertions=true");
         process::run(
             cargo(workspace)
+                // Before the subcommand, like the others: behind it, it would replace them.
+                .args(["--config", &assertions])
                 .args(["build", "--quiet", "--profile", name, "--target", TARGET, "--package", "ember"])
-                .args(["--bins", "--features", "faults", "--config", &assertions]),
+                .args(["--bins", "--features", "faults"]),
         )
     })?;
     let dir = workspace.target(TARGET).join(name);
