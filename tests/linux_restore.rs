@@ -7,11 +7,11 @@ mod linux;
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::processes::{alive_in_group, signal, wait_until_gone};
-use common::{GUEST_FAILED, Place, ember, end_of, finish, start, wait_until};
+use common::{GUEST_FAILED, Place, ember, end_of, finish, program, start, wait_until};
 use linux::{
     Alive, NOT_UNIQUE, agent, bake, bake_command, busybox_root, example_bundle, python, run, run_command,
     shell, with_root,
@@ -154,8 +154,8 @@ fn signals_to_a_bake_leave_nothing() {
         let root = busybox_root(&place.join("root"));
         let arguments = with_root(&root, &["--memory", "128MiB", "--console", "--", "/bin/sh"]);
         // Not through `timeout`, which has a process of its own.
-        let mut command = ember(["bake"]);
-        let bake = start(command.arg(place.join("b")).args(arguments));
+        let mut command = Command::new(program());
+        let bake = start(command.arg("bake").arg(place.join("b")).args(arguments).stdin(Stdio::null()));
         let group = bake.id();
         wait_until("the bake has begun to write", || {
             place.names().iter().any(|name| name.starts_with(".b.tmp-"))
