@@ -16,6 +16,6 @@ fn goldens_answer_untouched() {
             ended.fails(HOST_CANNOT, "this host");
             continue;
         }
-        assert_eq!(ended.succeeds().text(), "ok 120ok 160", "{format}");
+        assert_eq!(ended.succeeds().text(), "ok 40ok 80", "{format}");
     }
 }
