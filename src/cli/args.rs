@@ -268,7 +268,7 @@ pub struct RunArgs {
     /// Show the guest's console
     #[arg(long)]
     pub console: bool,
-    /// Tell what is done
+    /// Show the guest: today the same as --console
     #[arg(short, long)]
     pub verbose: bool,
     /// Print the answer and everything else as one JSON object

@@ -115,7 +115,7 @@ impl Run<'_> {
     fn life(&self, rebake: Option<Rebake>, mut timeline: Timeline) -> Report {
         let interface = self.bundle.manifest().function.interface;
         let mut sink = Sink::new(self.args.json, self.args.include, interface);
-        let console = Console::new(self.args.console);
+        let console = Console::new(self.args.console || self.args.verbose);
         let outcome = if self.args.cold {
             self.cold(&console, &mut timeline, &mut sink)
         } else {
