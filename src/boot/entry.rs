@@ -3,17 +3,6 @@
 /// Bit 1 of RFLAGS, which is always one (Intel SDM volume 1, 3.4.3).
 pub const RFLAGS_RESERVED_ONE: u64 = 0x2;
 
-/// Which way a kernel is entered. For messages only: every register is given explicitly in [`EntryPoint`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CpuMode {
-    /// The 64-bit Linux boot protocol: long mode, identity page tables, RSI = boot parameters.
-    Linux64,
-    /// The PVH protocol: 32-bit protected mode without paging, EBX = start info.
-    Pvh32,
-    /// A guest without Linux, in long mode.
-    SmallGuest,
-}
-
 /// A segment register with its hidden part, field for field as the processor holds it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Segment {
@@ -59,11 +48,6 @@ impl Segment {
     /// Flat 64-bit code, privilege level 0.
     pub const fn code64(selector: u16) -> Segment {
         Segment::flat(selector, 0xb, false, true)
-    }
-
-    /// Flat 32-bit code, privilege level 0.
-    pub const fn code32(selector: u16) -> Segment {
-        Segment::flat(selector, 0xb, true, false)
     }
 
     /// Flat writable data, privilege level 0.
@@ -125,39 +109,40 @@ pub struct TableRegister {
     pub limit: u16,
 }
 
-/// Everything the first vCPU starts with. Registers not named here are zero; FS, GS and ES equal `ds`; the LDT is
-/// absent. The other vCPUs wait for INIT and SIPI and need none of this.
+/// The segments that a guest starts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segments {
+    /// CS.
+    pub code: Segment,
+    /// DS, ES, FS, GS and SS.
+    pub data: Segment,
+    /// Task register.
+    pub task: Segment,
+    /// Where the GDT lies; its content is in guest memory already.
+    pub gdt: TableRegister,
+}
+
+/// Everything the first vCPU starts with, in long mode. Registers not named here are zero; the LDT is absent. The other
+/// vCPUs wait for INIT and SIPI and need none of this.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EntryPoint {
-    /// For messages.
-    pub mode: CpuMode,
     /// First instruction.
     pub rip: u64,
     /// Stack pointer; 0 when the guest sets its own.
     pub rsp: u64,
     /// Linux: address of the boot parameters (zero page).
     pub rsi: u64,
-    /// PVH: address of `hvm_start_info`.
-    pub rbx: u64,
     /// First argument of a small guest.
     pub rdi: u64,
     /// Flags register; bit 1 set, interrupts off.
     pub rflags: u64,
-    /// Code segment.
-    pub cs: Segment,
-    /// Data segment, also for ES, FS and GS.
-    pub ds: Segment,
-    /// Stack segment.
-    pub ss: Segment,
-    /// Task register.
-    pub tr: Segment,
-    /// Where the GDT lies; its content is in guest memory already.
-    pub gdt: TableRegister,
+    /// Segment registers and GDT.
+    pub segments: Segments,
     /// Where the IDT lies; limit 0 when the guest loads its own before it takes an interrupt.
     pub idt: TableRegister,
     /// Control register 0.
     pub cr0: u64,
-    /// Root of the page tables; 0 without paging.
+    /// Root of the page tables.
     pub cr3: u64,
     /// Control register 4.
     pub cr4: u64,
@@ -175,7 +160,6 @@ mod tests {
     #[test]
     fn descriptors_have_the_bytes_every_boot_manual_prints() {
         assert_eq!(Segment::code64(0x10).descriptor(), 0x00af_9b00_0000_ffff);
-        assert_eq!(Segment::code32(0x10).descriptor(), 0x00cf_9b00_0000_ffff);
         assert_eq!(Segment::data(0x18).descriptor(), 0x00cf_9300_0000_ffff);
         assert_eq!(Segment::tss(0x20, 0, 0x67).descriptor(), 0x0000_8b00_0000_0067);
     }

@@ -8,7 +8,7 @@ use linux_loader::loader::bootparam::{boot_e820_entry, boot_params, setup_header
 use crate::memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, layout};
 
 use super::acpi::{self, AcpiError};
-use super::entry::{CpuMode, EntryPoint, RFLAGS_RESERVED_ONE};
+use super::entry::{EntryPoint, RFLAGS_RESERVED_ONE};
 use super::kernel::Kernel;
 use super::low::{self, BOOT_PARAMS, COMMAND_LINE, COMMAND_LINE_MAX};
 
@@ -181,21 +181,14 @@ fn setup(kernel: &Kernel) -> setup_header {
 }
 
 fn entry(rip: u64) -> EntryPoint {
-    let segments = low::segments(0);
     EntryPoint {
-        mode: CpuMode::Linux64,
         rip,
         // Linux sets its own stack.
         rsp: 0,
         rsi: BOOT_PARAMS,
-        rbx: 0,
         rdi: 0,
         rflags: RFLAGS_RESERVED_ONE,
-        cs: segments.code,
-        ds: segments.data,
-        ss: segments.data,
-        tr: segments.task,
-        gdt: segments.gdt,
+        segments: low::segments(0),
         idt: Default::default(),
         cr0: CR0,
         cr3: low::PAGE_TABLES,
@@ -237,7 +230,7 @@ mod tests {
     fn a_kernel_finds_what_it_needs_in_memory() {
         let memory = crate::memory::anonymous(128 * MIB).unwrap();
         let entry = load(&memory, &kernel(), Some(&[7; 5000]), "quiet", &machine(128 * MIB)).unwrap();
-        assert_eq!((entry.rip, entry.rsi, entry.cs.selector), (0x100_0000, BOOT_PARAMS, 0x10));
+        assert_eq!((entry.rip, entry.rsi, entry.segments.code.selector), (0x100_0000, BOOT_PARAMS, 0x10));
         let params: boot_params = memory.read_obj(GuestAddress(entry.rsi)).unwrap();
         let (ramdisk, len) = (params.hdr.ramdisk_image, params.hdr.ramdisk_size);
         assert_eq!((u64::from(ramdisk), len), (128 * MIB - 8192, 5000));

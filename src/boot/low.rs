@@ -3,7 +3,7 @@
 
 use crate::memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError};
 
-use super::entry::{Segment, TableRegister};
+use super::entry::{Segment, Segments, TableRegister};
 
 /// Global descriptor table.
 const GDT: u64 = 0x1000;
@@ -55,15 +55,6 @@ const TSS_BITMAP_OFFSET: usize = 102;
 const BITMAP_PORTS: u16 = 0x1000;
 /// Length of the TSS with its bitmap and the byte that closes it.
 const TSS_LEN: u16 = TSS_FIXED + BITMAP_PORTS / 8 + 1;
-
-/// The segments that a guest starts with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Segments {
-    pub code: Segment,
-    pub data: Segment,
-    pub task: Segment,
-    pub gdt: TableRegister,
-}
 
 /// The segments of `level` (0 or 3) in the table that [`write_tables`] leaves in memory.
 pub fn segments(level: u8) -> Segments {

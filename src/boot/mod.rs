@@ -20,7 +20,7 @@ pub use acpi::AcpiError;
 pub use bzimage::BzImageError;
 pub use command_line::default_command_line;
 pub use elf::ElfError;
-pub use entry::{CpuMode, EntryPoint, RFLAGS_RESERVED_ONE, Segment, TableRegister};
+pub use entry::{EntryPoint, RFLAGS_RESERVED_ONE, Segment, Segments, TableRegister};
 pub use kernel::{Kernel, KernelError};
 pub use linux::{BootError, BootMachine, VirtioDevice, load};
 pub use small::{SmallGuest, SmallGuestError};

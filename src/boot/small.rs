@@ -7,7 +7,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use crate::memory::{GuestMemory, GuestMemoryError, layout};
 
 use super::elf::{self, Elf, ElfError};
-use super::entry::{CpuMode, EntryPoint, RFLAGS_RESERVED_ONE, TableRegister};
+use super::entry::{EntryPoint, RFLAGS_RESERVED_ONE, TableRegister};
 use super::kernel::place_segments;
 use super::low::{self, COMMAND_LINE, COMMAND_LINE_MAX, KERNEL_MIN, STACK_TOP};
 
@@ -137,20 +137,13 @@ impl SmallGuest {
 }
 
 fn entry(rip: u64, ram: u64) -> EntryPoint {
-    let segments = low::segments(3);
     EntryPoint {
-        mode: CpuMode::SmallGuest,
         rip,
         rsp: STACK_TOP,
         rsi: ram,
-        rbx: 0,
         rdi: u64::from(COMMAND_LINE),
         rflags: RFLAGS_RESERVED_ONE | RFLAGS_IOPL_3,
-        cs: segments.code,
-        ds: segments.data,
-        ss: segments.data,
-        tr: segments.task,
-        gdt: segments.gdt,
+        segments: low::segments(3),
         idt: Default::default(),
         cr0: CR0,
         cr3: low::PAGE_TABLES,
@@ -172,7 +165,10 @@ mod tests {
         let guest = SmallGuest::from_bytes(file(0x10_0000, b"code", 0x1000)).unwrap();
         let entry = guest.load(&memory, "mode=echo").unwrap();
         assert_eq!((entry.rip, entry.rsi, entry.rsp), (0x10_0000, 2 << 20, 0x8_0000));
-        assert_eq!((entry.cs.dpl, entry.cs.selector, entry.ss.selector), (3, 0x33, 0x2b));
+        assert_eq!(
+            (entry.segments.code.dpl, entry.segments.code.selector, entry.segments.data.selector),
+            (3, 0x33, 0x2b)
+        );
         assert_eq!(memory.read_obj::<[u8; 10]>(GuestAddress(entry.rdi)).unwrap(), *b"mode=echo\0");
         assert_eq!(memory.read_obj::<[u8; 4]>(GuestAddress(entry.rip)).unwrap(), *b"code");
     }
@@ -186,7 +182,7 @@ mod tests {
         let entry = guest.load(&memory, "").unwrap();
         assert_eq!(entry.idt, TableRegister { base: 0x10_1000, limit: 0x4ff });
         assert_eq!(entry.rflags, 0x3202);
-        assert_eq!(memory.read_obj::<u64>(GuestAddress(entry.tr.base + 4)).unwrap(), 0x10_4000);
+        assert_eq!(memory.read_obj::<u64>(GuestAddress(entry.segments.task.base + 4)).unwrap(), 0x10_4000);
     }
 
     #[test]

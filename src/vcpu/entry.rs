@@ -43,7 +43,6 @@ pub fn enter(vcpu: &KvmVcpu, entry: &EntryPoint) -> Result<(), VmError> {
         rip: entry.rip,
         rsp: entry.rsp,
         rsi: entry.rsi,
-        rbx: entry.rbx,
         rdi: entry.rdi,
         rflags: entry.rflags,
         ..Default::default()
@@ -71,12 +70,12 @@ fn set_xcr0(vcpu: &KvmVcpu, wanted: u64) -> Result<(), VmError> {
 }
 
 fn apply(sregs: &mut kvm_sregs, entry: &EntryPoint) {
-    sregs.cs = segment(&entry.cs);
-    let data = segment(&entry.ds);
-    (sregs.ds, sregs.es, sregs.fs, sregs.gs) = (data, data, data, data);
-    sregs.ss = segment(&entry.ss);
-    sregs.tr = segment(&entry.tr);
-    sregs.gdt = table(&entry.gdt);
+    let segments = &entry.segments;
+    let data = segment(&segments.data);
+    sregs.cs = segment(&segments.code);
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr = segment(&segments.task);
+    sregs.gdt = table(&segments.gdt);
     sregs.idt = table(&entry.idt);
     (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = (entry.cr0, entry.cr3, entry.cr4, entry.efer);
 }
