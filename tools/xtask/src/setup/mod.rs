@@ -6,6 +6,7 @@
 mod debian;
 mod kernel;
 mod python;
+mod root;
 mod stamp;
 mod stress;
 mod userland;

@@ -5,10 +5,11 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use super::{debian, stamp, userland};
+use super::root::Root;
+use super::{debian, userland};
 use crate::process::{self, command};
-use crate::workspace::{Workspace, make_dir, make_empty_dir, rename, write};
-use crate::{image, progress};
+use crate::progress;
+use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
 
 /// The interpreter, its standard library, and every library they load.
 const PACKAGES: &str = "python3-minimal python3.11-minimal libpython3.11-minimal libpython3.11-stdlib \
@@ -26,35 +27,14 @@ const SITE: &str = "usr/local/lib/python3.11/dist-packages";
 
 /// Makes the root image unless it is there, and returns its path.
 pub fn prepare(workspace: &Workspace) -> Result<PathBuf> {
-    let image = workspace.guest("python-root.ext4");
-    let names: Vec<String> = PACKAGES.split_whitespace().map(str::to_owned).collect();
-    match debian::available(&names) {
-        Ok(versions) => {
-            let inputs = [versions.as_str(), REQUIREMENTS, RECIPE].join("\n");
-            stamp::once(workspace, "python", &inputs, &image, "Making the guest's python root", || {
-                make(workspace, &names, &image)
-            })?;
-        }
-        Err(_) if image.exists() => {}
-        Err(error) => return Err(error),
-    }
-    Ok(image)
+    let recipe = [REQUIREMENTS, RECIPE].join("\n");
+    Root { name: "python", packages: PACKAGES, recipe, complete }.prepare(workspace)
 }
 
-fn make(workspace: &Workspace, names: &[String], image: &Path) -> Result<()> {
-    let debs = debian::download(names, &workspace.guest("downloads/python"))?;
-    let wheels = download_wheels(workspace)?;
-    let root = workspace.guest("python-root.new");
-    make_empty_dir(&root)?;
-    debian::unpack(&debs, &root)?;
-    userland::lay_out(&root)?;
-    unpack_wheels(&wheels, &root)?;
-    userland::trim(&root)?;
-    compile(&root)?;
-    let done = workspace.guest("python-root");
-    make_empty_dir(&done)?;
-    rename(&root, &done)?;
-    image::of_directory(&done, image)
+fn complete(workspace: &Workspace, root: &Path) -> Result<()> {
+    unpack_wheels(&download_wheels(workspace)?, root)?;
+    userland::trim(root)?;
+    compile(root)
 }
 
 /// pip checks the digests in the requirements before it keeps a file.

@@ -1,12 +1,12 @@
 //! The guest's stress root: Debian's stress-ng with its libraries, and busybox.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::{debian, stamp, userland};
-use crate::image;
-use crate::workspace::{Workspace, make_empty_dir, rename};
+use super::root::Root;
+use super::userland;
+use crate::workspace::Workspace;
 
 /// The program and every library that it and its libraries are linked with.
 const PACKAGES: &str = "stress-ng libapparmor1 libbsd0 libmd0 libegl1 libglvnd0 libgles2 libgbm1 libdrm2 \
@@ -18,31 +18,6 @@ const RECIPE: &str = "recipe 1";
 
 /// Makes the root image unless it is there, and returns its path.
 pub fn prepare(workspace: &Workspace) -> Result<PathBuf> {
-    let image = workspace.guest("stress-root.ext4");
-    let names: Vec<String> = PACKAGES.split_whitespace().map(str::to_owned).collect();
-    match debian::available(&names) {
-        Ok(versions) => {
-            let inputs = [versions.as_str(), RECIPE].join("\n");
-            stamp::once(workspace, "stress", &inputs, &image, "Making the guest's stress root", || {
-                make(workspace, &names, &image)
-            })?;
-        }
-        // An image from an earlier run serves a machine whose package lists are gone.
-        Err(_) if image.exists() => {}
-        Err(error) => return Err(error),
-    }
-    Ok(image)
-}
-
-fn make(workspace: &Workspace, names: &[String], image: &Path) -> Result<()> {
-    let debs = debian::download(names, &workspace.guest("downloads/stress"))?;
-    let root = workspace.guest("stress-root.new");
-    make_empty_dir(&root)?;
-    debian::unpack(&debs, &root)?;
-    userland::lay_out(&root)?;
-    userland::trim(&root)?;
-    let done = workspace.guest("stress-root");
-    make_empty_dir(&done)?;
-    rename(&root, &done)?;
-    image::of_directory(&done, image)
+    let complete = |_: &Workspace, root: &_| userland::trim(root);
+    Root { name: "stress", packages: PACKAGES, recipe: RECIPE.to_owned(), complete }.prepare(workspace)
 }
