@@ -14,6 +14,9 @@
  * is a JSON object (`ember run --timing=json`), else null; `start_us` is how long after the spawn the clock in there began.
  * `answer` is the beginning of its output. A program that fails, or says nothing, ends the whole with its standard error.
  *
+ * A program's descendants that outlive it are waited for before the next pause (`ember run` leaves the end of its machine to
+ * such a one).
+ *
  * It is small and static, so that spawning costs what it costs a small program: no copied page tables, no relocations. */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -23,6 +26,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -115,6 +119,13 @@ static pid_t spawn(char **command, int output, int errors)
     return child;
 }
 
+/* What a program leaves behind ends in its own time, after its answer: on one CPU that would be the next one's time. */
+static void wait_for_descendants(void)
+{
+    while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
+        ;
+}
+
 static void measure(char **command, struct sample *sample)
 {
     int output[2], errors[2], status;
@@ -134,6 +145,7 @@ static void measure(char **command, struct sample *sample)
     if (waitpid(child, &status, 0) != child)
         die("wait for the program");
     sample->end = now();
+    wait_for_descendants();
     /* Less than a pipe holds, so nobody waited for this to be read. */
     read_rest(errors[0], sample->errors, 0, ERRORS_MAX);
     close(output[0]);
@@ -220,6 +232,8 @@ int main(int count, char **arguments)
         fputs("usage: starter OUT SAMPLES PAUSE_US LABEL PROGRAM [ARGUMENT...] [-- LABEL PROGRAM [ARGUMENT...]]...\n", stderr);
         return 2;
     }
+    if (prctl(PR_SET_CHILD_SUBREAPER, 1) < 0)
+        die("take over what the programs leave behind");
     programs = split(arguments + 4, commands);
     out = fopen(arguments[1], "we");
     if (!out)
