@@ -106,7 +106,7 @@ mod tests {
         // SAFETY: the file is this test's own; that it is cut short below is the test.
         let map = unsafe { MmapOptions::new().map_copy_read_only(&file) }.unwrap();
         let start = map.as_ptr() as usize;
-        let ranges = if watched { vec![start..start + 8192] } else { Vec::new() };
+        let ranges = watched.then_some(start..start + 8192).into_iter().collect();
         watch_mapped_files(ranges, LastWords { words: vec![(2, b"Lost\n".to_vec())], code: 121 }).unwrap();
         file.set_len(4096).unwrap();
         assert_eq!(std::hint::black_box(map[0]), 0, "what is left is there");
