@@ -138,6 +138,16 @@ impl WorkingSet {
         Ok([header.as_bytes(), table.as_bytes()].concat())
     }
 
+    /// How many pages are only read.
+    pub fn read_pages(&self) -> u64 {
+        pages(&self.read)
+    }
+
+    /// How many pages are written.
+    pub fn written_pages(&self) -> u64 {
+        pages(&self.write)
+    }
+
     fn check(&self) -> Result<(), WorkingSetError> {
         let len = self.memory_len;
         if len == 0 || len > MEMORY_MAX || !len.is_multiple_of(PAGE as u64) {
@@ -146,6 +156,10 @@ impl WorkingSet {
         check_ranges(&self.read, 0, len)?;
         check_ranges(&self.write, self.read.len(), len)
     }
+}
+
+fn pages(ranges: &[PageRange]) -> u64 {
+    ranges.iter().map(|range| u64::from(range.count)).sum()
 }
 
 /// Ranges ascend with gaps between them and end within memory; `number` is the first one's in the file.

@@ -262,6 +262,61 @@ impl Draft {
         Ok(())
     }
 
+    /// Adds the memory of another bundle and its index, both as they are.
+    ///
+    /// # Errors
+    /// As [`share`](Self::share).
+    pub fn share_memory(&mut self, bundle: &Bundle) -> Result<(), DraftError> {
+        let other = bundle.plain(names::MEMORY)?;
+        let failed = |source| DraftError::write(names::MEMORY, source);
+        let file = if self.link_open(names::MEMORY, other)? {
+            let linked = self.workplace.directory().file(names::MEMORY);
+            linked.map_err(|fault| failed(fault.into()))?.file
+        } else {
+            let to = self.create_file(names::MEMORY)?;
+            copy_sparse(&other.file, &to, other.len).map_err(|error| match error {
+                CopyError::Read(error) | CopyError::Write(error) => failed(error),
+            })?;
+            to
+        };
+        self.add_memory(file);
+        self.share(bundle, names::INDEX)
+    }
+
+    /// What has been written so far, opened as the bundle that `manifest` describes: clones of it can be restored before it has
+    /// its name.
+    ///
+    /// # Errors
+    /// Something that every bundle has is missing, or the disk is full or fails.
+    pub fn trial(&mut self, manifest: &Manifest) -> Result<Bundle, DraftError> {
+        self.hash()?;
+        let manifest = Manifest { files: self.entries()?, ..manifest.clone() };
+        let directory = self.workplace.directory();
+        let failed = |source| DraftError::write(names::MANIFEST, source);
+        let file = directory.create(names::MANIFEST).map_err(failed)?;
+        file.write_all_at(&manifest.to_json()?, 0).map_err(failed)?;
+        let bundle = self.open();
+        directory.remove_file(names::MANIFEST.as_ref()).map_err(failed)?;
+        bundle
+    }
+
+    /// Hashes what somebody else wrote and is whole now.
+    fn hash(&mut self) -> Result<(), DraftError> {
+        for (name, written) in &mut self.files {
+            if let (Content::Open, Some(digest)) = (&written.content, written.entry(name)?.sha256) {
+                written.content = Content::Hashed(digest);
+            }
+        }
+        Ok(())
+    }
+
+    fn open(&self) -> Result<Bundle, DraftError> {
+        let target = self.workplace.target();
+        let unusable = |source| DraftError::Directory { path: target.to_owned(), source };
+        let directory = self.workplace.reopen().map_err(unusable)?;
+        Bundle::in_directory(directory, target).map_err(DraftError::Unusable)
+    }
+
     /// Gives an open file a name here; false where it cannot have one.
     fn link_open(&self, name: &str, other: &PlainFile) -> Result<bool, DraftError> {
         if !is_plain_name(name) || self.files.contains_key(name) {
@@ -396,12 +451,7 @@ impl Draft {
 
     /// Nothing gets its name that `run` would refuse.
     fn check(&self) -> Result<(), DraftError> {
-        let target = self.workplace.target();
-        let directory = self
-            .workplace
-            .reopen()
-            .map_err(|source| DraftError::Directory { path: target.to_owned(), source })?;
-        let bundle = Bundle::in_directory(directory, target).map_err(DraftError::Unusable)?;
+        let bundle = self.open()?;
         bundle.state().map(drop).map_err(DraftError::Unusable)?;
         bundle.memory().map(drop).map_err(DraftError::Unusable)
     }

@@ -65,6 +65,8 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Compare cold boot with warm restore, to the first answer byte
     Bench(BenchArgs),
+    /// Record again which pages an answer needs
+    Record(RecordArgs),
     /// Show what is in a bundle, from header and index alone
     Inspect(BundleArgs),
     /// Check every checksum of a bundle
@@ -175,6 +177,9 @@ pub struct BakeArgs {
     /// Longest time an event may take
     #[arg(long, value_name = "TIME")]
     pub event_timeout: Option<Span>,
+    /// Do not record which pages the warm-up events need
+    #[arg(long)]
+    pub no_record: bool,
     /// Replace the bundle if it exists
     #[arg(short, long)]
     pub force: bool,
@@ -342,6 +347,25 @@ pub struct BenchArgs {
     /// Print the figures and every sample as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// `ember record`.
+#[derive(Debug, Args)]
+pub struct RecordArgs {
+    /// Bundle to replace by one with another working set
+    pub bundle: PathBuf,
+    /// Event from a file; may be repeated
+    #[arg(short, long, value_name = "FILE")]
+    pub event: Vec<PathBuf>,
+    /// Event in place; must be JSON; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub event_json: Vec<String>,
+    /// Event in place; may be repeated
+    #[arg(long, value_name = "TEXT")]
+    pub event_text: Vec<String>,
+    /// Longest time until an answer is complete
+    #[arg(long, value_name = "TIME")]
+    pub timeout: Option<Span>,
 }
 
 /// `ember inspect` and `ember verify`.

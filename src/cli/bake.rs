@@ -24,7 +24,7 @@ use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::progress::Progress;
 use super::sink::LogSink;
-use super::{agent, event, files, identity, output, signals};
+use super::{agent, event, files, identity, output, record, signals};
 
 /// Longest kernel file, bytes.
 const KERNEL_MAX: u64 = 256 << 20;
@@ -38,6 +38,7 @@ const ROOT: &str = "root";
 pub fn bake(args: BakeArgs) -> Result<u8, Failure> {
     let (target, force, format, show, json) =
         (args.bundle.clone(), args.force, args.format, args.console, args.json);
+    let no_record = args.no_record;
     let config = args.config.as_deref().map(Asked::read).transpose()?.unwrap_or_default();
     let asked = Bake::new(asked(args).over(config))?;
     if !FormatVersion::readable().contains(&format) {
@@ -47,7 +48,7 @@ pub fn bake(args: BakeArgs) -> Result<u8, Failure> {
     // From here on there is something to clean up, which a signal must not prevent.
     signals::clean_up_on_signal(draft.directory())?;
     let mut baker =
-        Baker { asked, draft, progress: Progress::new(json), console: Console::new(show), format };
+        Baker { asked, draft, progress: Progress::new(json), console: Console::new(show), format, no_record };
     let parts = baker.gather()?;
     let baked = baker.boot_and_freeze(&parts)?;
     let report = baker.finish(&parts, &baked)?;
@@ -73,6 +74,7 @@ struct Baker {
     progress: Progress,
     console: Console,
     format: FormatVersion,
+    no_record: bool,
 }
 
 /// Everything that is in the bundle before the guest runs.
@@ -291,8 +293,34 @@ impl Baker {
     }
 
     fn finish(mut self, parts: &Parts, frozen: &Frozen) -> Result<BakeReport, Failure> {
+        let manifest = self.manifest(parts, frozen);
+        self.record(&manifest)?;
         self.progress.phase("Syncing the bundle");
-        let manifest = Manifest {
+        let finished = self.draft.finish(manifest)?;
+        signals::nothing_to_clean_up();
+        Ok(BakeReport { finished, memory: frozen.memory, used: frozen.used, phases: self.progress.finish() })
+    }
+
+    /// Records what the warm-up events need. It is a hint: a host that does not let this user record, or an event that cannot be
+    /// repeated, costs the working set and not the bundle.
+    fn record(&mut self, manifest: &Manifest) -> Result<(), Failure> {
+        let events = self.warm_up_events()?;
+        if events.is_empty() || self.no_record {
+            return Ok(());
+        }
+        self.progress.phase("Recording the working set");
+        let bundle = self.draft.trial(manifest)?;
+        match record::recorded(&bundle, events, self.asked.event_timeout()) {
+            Ok(set) => record::add(&mut self.draft, &set),
+            Err(failure) => {
+                eprintln!("ember: the bundle gets no working set: {failure}");
+                Ok(())
+            }
+        }
+    }
+
+    fn manifest(&self, parts: &Parts, frozen: &Frozen) -> Manifest {
+        Manifest {
             format: self.format.to_string(),
             creator: format!("ember {}", env!("CARGO_PKG_VERSION")),
             created_unix_ms: unix_ms(),
@@ -309,10 +337,7 @@ impl Baker {
             drives: parts.drives.clone(),
             parent: None,
             files: std::collections::BTreeMap::new(),
-        };
-        let finished = self.draft.finish(manifest)?;
-        signals::nothing_to_clean_up();
-        Ok(BakeReport { finished, memory: frozen.memory, used: frozen.used, phases: self.progress.finish() })
+        }
     }
 }
 

@@ -10,7 +10,8 @@ use crate::jail::ForkError;
 use crate::memory::PagerError;
 use crate::rootfs::{DetectError, RootfsError};
 use crate::vm::{
-    BuildError, CaptureError, DriveError, InvokeError, LoadError, RunError, StartError, WarmError,
+    BuildError, CaptureError, DriveError, InvokeError, LoadError, RecordingError, RunError, StartError,
+    WarmError,
 };
 
 use super::failure::{Kind, ToFailure};
@@ -142,9 +143,24 @@ impl ToFailure for StartError {
             StartError::Build(error) => error.kind(),
             StartError::Load(_) => Kind::BadBundle,
             StartError::Verify(error) => error.kind(),
-            StartError::Map(_) | StartError::Paged(_) | StartError::Watch(_) | StartError::Delta { .. } => {
-                Kind::HostCannot
-            }
+            StartError::Map(_)
+            | StartError::Paged(_)
+            | StartError::Record(_)
+            | StartError::MemoryFile(_)
+            | StartError::Watch(_)
+            | StartError::Delta { .. } => Kind::HostCannot,
+        }
+    }
+}
+
+impl ToFailure for RecordingError {
+    fn kind(&self) -> Kind {
+        match self {
+            RecordingError::Start(error) => error.kind(),
+            RecordingError::Record(_) | RecordingError::Log(_) => Kind::HostCannot,
+            RecordingError::Run(_) | RecordingError::Failed { .. } => Kind::GuestFailed,
+            RecordingError::Session(error) => error.kind(),
+            RecordingError::NoAnswer { source, .. } => source.kind(),
         }
     }
 }

@@ -18,6 +18,7 @@ mod output;
 mod paging;
 mod progress;
 mod rebake;
+mod record;
 mod report;
 mod run;
 mod shell;
@@ -74,6 +75,7 @@ fn run(command: Command, timeline: Timeline, way: Way) -> Result<u8, Failure> {
         Command::Bake(args) => bake::bake(*args),
         Command::Run(args) => run::run(&args, timeline, way),
         Command::Bench(args) => bench::bench(&args),
+        Command::Record(args) => record::record(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Verify(args) => verify::verify(&args),
         Command::Doctor(args) => doctor::doctor(&args),
@@ -97,7 +99,7 @@ fn wants_json(command: &Command) -> bool {
         Command::Bench(args) => args.json,
         Command::Inspect(args) | Command::Verify(args) => args.json,
         Command::Doctor(args) => args.json,
-        Command::Image(_) | Command::Completions { .. } | Command::Man { .. } => false,
+        Command::Record(_) | Command::Image(_) | Command::Completions { .. } | Command::Man { .. } => false,
     }
 }
 

@@ -13,7 +13,8 @@ mod uffd;
 pub use mapping::{MapError, addresses, anonymous, copy_on_write, visit_content};
 pub use source::{ChunkError, ChunkSource};
 pub use uffd::{
-    Door, OnFailure, PagedError, Pager, PagerError, PagerStatistics, UffdError, lazy_paging, paged,
+    Door, OnFailure, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch, UffdError,
+    lazy_paging, paged, recorded,
 };
 pub use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 

@@ -12,6 +12,7 @@ mod lifecycle;
 mod machine;
 #[cfg(test)]
 mod points;
+mod record;
 mod saved;
 mod start;
 #[cfg(test)]
@@ -30,6 +31,7 @@ pub use invoke::{
 };
 pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
+pub use record::{RecordingError, Sample, record};
 pub use saved::{SavedError, SavedMachine};
 pub use start::{
     BOOT_MAX, ColdStart, Generation, Image, LoadError, RestoreOptions, StartError, boot, boot_again,

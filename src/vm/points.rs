@@ -101,6 +101,7 @@ impl Rig {
             devices: setup(&console),
             origin: Origin::Cold(&load),
             count_faults: false,
+            dirty_log: crate::kvm::DirtyLog::Off,
             timeline: &mut Timeline::start(),
         })
         .unwrap();
@@ -117,6 +118,7 @@ impl Rig {
             devices: setup(&console),
             origin: Origin::Saved(Box::new(saved)),
             count_faults: false,
+            dirty_log: crate::kvm::DirtyLog::Off,
             timeline: &mut Timeline::start(),
         })
         .unwrap();

@@ -11,7 +11,8 @@ use crate::bundle::{Bundle, OpenError, VerifyError};
 use crate::config::{Backend, Paging, Verify};
 use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, GENERATION_LEN, VirtioWindow};
 use crate::jail::{self, LastWords};
-use crate::memory::{self, Door, GuestMemory, MapError, OnFailure, PagedError, Pager};
+use crate::kvm::DirtyLog;
+use crate::memory::{self, Door, GuestMemory, MapError, OnFailure, PagedError, Pager, RecordError, Recorder};
 
 use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
@@ -41,6 +42,12 @@ pub enum StartError {
     /// Guest memory cannot be served by a pager.
     #[error(transparent)]
     Paged(#[from] PagedError),
+    /// The pages that a clone touches cannot be noted.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// No second handle on the memory file.
+    #[error("Cannot open the bundle's file memory once more")]
+    MemoryFile(#[source] io::Error),
     /// A memory file that is cut short could not be met.
     #[error("Cannot set up what meets a memory file that is cut short")]
     Watch(#[source] io::Error),
@@ -102,16 +109,12 @@ pub fn restore(
     console: Box<dyn Write + Send>,
     timeline: &mut Timeline,
 ) -> Result<Machine, StartError> {
-    let manifest = bundle.manifest();
-    let shape = Shape { memory_bytes: manifest.machine.memory_bytes, vcpus: manifest.machine.vcpus };
+    let shape = shape(bundle);
     if options.verify == Verify::All {
         bundle.verify(&mut |_, _| {})?;
         timeline.mark("verify");
     }
-    let mut saved = SavedMachine::take(bundle.state()?, &shape)?;
-    if manifest.machine.advance_clock {
-        saved.advance_clocks(unix_ns())?;
-    }
+    let saved = saved(bundle, shape)?;
     timeline.mark("read state");
     let count_faults = options.count_faults;
     let (memory, pager) = clone_memory(bundle, shape.memory_bytes, options)?;
@@ -119,8 +122,43 @@ pub fn restore(
     let devices = setup(generation, clone_drives(bundle)?, console);
     timeline.mark("map memory");
     let origin = Origin::Saved(Box::new(saved));
-    let plan = Plan { shape, memory, devices, origin, count_faults, timeline };
+    let plan = Plan { shape, memory, devices, origin, count_faults, dirty_log: DirtyLog::Off, timeline };
     Ok(Machine::build(plan)?.served_by(pager))
+}
+
+/// Restores a clone whose touched pages are noted.
+///
+/// # Errors
+/// See [`StartError`].
+pub(super) fn restore_recorded(
+    bundle: &Bundle,
+    generation: Generation,
+    console: Box<dyn Write + Send>,
+    timeline: &mut Timeline,
+) -> Result<(Machine, Recorder), StartError> {
+    let shape = shape(bundle);
+    let origin = Origin::Saved(Box::new(saved(bundle, shape)?));
+    let file = bundle.memory()?.try_clone().map_err(StartError::MemoryFile)?;
+    let (memory, recorder) = memory::recorded(file, shape.memory_bytes)?;
+    let generation = (!is_port(bundle)).then_some(generation);
+    let devices = setup(generation, clone_drives(bundle)?, console);
+    let plan =
+        Plan { shape, memory, devices, origin, count_faults: false, dirty_log: DirtyLog::On, timeline };
+    Ok((Machine::build(plan)?, recorder))
+}
+
+fn shape(bundle: &Bundle) -> Shape {
+    let machine = &bundle.manifest().machine;
+    Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus }
+}
+
+/// The bundle's state, its clocks where the clone's begin.
+fn saved(bundle: &Bundle, shape: Shape) -> Result<SavedMachine, StartError> {
+    let mut saved = SavedMachine::take(bundle.state()?, &shape)?;
+    if bundle.manifest().machine.advance_clock {
+        saved.advance_clocks(unix_ns())?;
+    }
+    Ok(saved)
 }
 
 /// The clone's memory, and the pager that serves it, if one does.
@@ -269,7 +307,15 @@ pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, St
         |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");
     let origin = Origin::Cold(&load);
-    Ok(Machine::build(Plan { shape, memory, devices, origin, count_faults: false, timeline })?)
+    Ok(Machine::build(Plan {
+        shape,
+        memory,
+        devices,
+        origin,
+        count_faults: false,
+        dirty_log: DirtyLog::Off,
+        timeline,
+    })?)
 }
 
 /// Why an image could not be loaded.

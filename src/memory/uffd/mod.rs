@@ -7,11 +7,13 @@ mod door;
 mod fill;
 mod pager;
 mod plan;
+mod record;
 #[cfg(test)]
 mod tests;
 
 pub use door::{Door, UffdError, lazy_paging};
 pub use pager::{Pager, PagerError, PagerStatistics};
+pub use record::{RecordError, Recorder, Touch, recorded};
 
 use std::io;
 

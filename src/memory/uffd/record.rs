@@ -1,0 +1,233 @@
+//! Which pages of its memory a clone touches.
+//!
+//! The clone's memory is empty and userfaultfd tells of every page's first touch. Nothing else is exact: the kernel maps
+//! neighbours of a page of a file with it, so that neither mincore() nor pagemap can tell what was read. Which pages were
+//! written userfaultfd cannot tell: KVM brings in pages for a guest that waits as if it wrote them (asynchronous page faults).
+//! Who has KVM's log of dirty pages knows what the guest wrote, and what devices wrote shows in the content.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use userfaultfd::{Event, Uffd};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::door::{self, Door, UffdError};
+use crate::memory::{GuestMemory, MapError, anonymous};
+
+/// Pages that are recorded, bytes.
+const PAGE: usize = 4096;
+
+/// Why a clone's pages cannot be recorded.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// No userfaultfd for this user.
+    #[error(transparent)]
+    Unavailable(#[from] UffdError),
+    /// Guest memory could not be mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The kernel does not watch this memory.
+    #[error("Cannot watch the clone's memory")]
+    Watch(#[source] userfaultfd::Error),
+    /// A page could not be brought in.
+    #[error("Cannot bring in the page at {offset:#x} of the memory file")]
+    Page {
+        /// Where it lies in the file.
+        offset: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The thread that serves the pages.
+    #[error("Cannot serve the clone's pages")]
+    Thread(#[source] io::Error),
+}
+
+/// What happened to a page.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Touch {
+    /// Nothing.
+    #[default]
+    None,
+    /// It was read only.
+    Read,
+    /// It was written.
+    Written,
+}
+
+/// Serves a clone's pages and notes which they are.
+#[derive(Debug)]
+pub struct Recorder {
+    stop: Arc<EventFd>,
+    thread: JoinHandle<Result<Vec<Touch>, RecordError>>,
+}
+
+/// The memory of a clone that is watched, `bytes` long with the content of `file`.
+///
+/// # Errors
+/// The host has no room, or does not let this user watch.
+pub fn recorded(file: File, bytes: u64) -> Result<(GuestMemory, Recorder), RecordError> {
+    let memory = anonymous(bytes)?;
+    let uffd = door::open(Door::Host)?;
+    let mut areas = Vec::new();
+    let mut offset = 0;
+    for region in memory.iter() {
+        let (start, len) = (region.as_ptr(), usize::try_from(region.len()).unwrap_or(usize::MAX));
+        uffd.register(start.cast(), len).map_err(RecordError::Watch)?;
+        areas.push(Area { start: start as usize, len, offset });
+        offset += region.len();
+    }
+    let stop = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(RecordError::Thread)?);
+    let pages = usize::try_from(bytes / PAGE as u64).unwrap_or_default();
+    let mut server = Server { uffd, stop: stop.clone(), file, areas, touched: vec![Touch::None; pages] };
+    let thread = std::thread::Builder::new()
+        .name("recorder".to_owned())
+        .spawn(move || server.serve().and_then(|()| server.find_written()).map(|()| server.touched))
+        .map_err(RecordError::Thread)?;
+    Ok((memory, Recorder { stop, thread }))
+}
+
+impl Recorder {
+    /// What was touched so far, a page each, in the memory file's order. The machine must stand still for good: nobody brings
+    /// in pages from now on.
+    ///
+    /// # Errors
+    /// A page could not be brought in.
+    pub fn finish(self) -> Result<Vec<Touch>, RecordError> {
+        self.stop.write(1).map_err(RecordError::Thread)?;
+        let ended = || RecordError::Thread(io::Error::other("the thread ended"));
+        self.thread.join().map_err(|_| ended())?
+    }
+}
+
+/// A region of guest memory: where it is mapped, and where in the file its content lies.
+#[derive(Debug)]
+struct Area {
+    start: usize,
+    len: usize,
+    offset: u64,
+}
+
+#[derive(Debug)]
+struct Server {
+    uffd: Uffd,
+    stop: Arc<EventFd>,
+    file: File,
+    areas: Vec<Area>,
+    touched: Vec<Touch>,
+}
+
+impl Server {
+    fn serve(&mut self) -> Result<(), RecordError> {
+        loop {
+            match self.uffd.read_event().map_err(RecordError::Watch)? {
+                Some(Event::Pagefault { addr, .. }) => self.fault(addr as usize)?,
+                Some(_) => {}
+                None if self.is_stopped().map_err(RecordError::Thread)? => return Ok(()),
+                None => {}
+            }
+        }
+    }
+
+    /// Waits for a fault or the end.
+    fn is_stopped(&self) -> io::Result<bool> {
+        // SAFETY: the descriptor lives as long as `self.uffd`, which outlives this borrow.
+        let uffd = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.uffd.as_raw_fd()) };
+        // SAFETY: the descriptor lives as long as `self.stop`, which outlives this borrow.
+        let stop = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.stop.as_raw_fd()) };
+        let mut fds = [
+            PollFd::from_borrowed_fd(uffd.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(stop, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {
+                Ok(fds[0].revents().is_empty() && !fds[1].revents().is_empty())
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn fault(&mut self, address: usize) -> Result<(), RecordError> {
+        let address = address & !(PAGE - 1);
+        let inside = |area: &&Area| (area.start..area.start + area.len).contains(&address);
+        let Some(area) = self.areas.iter().find(inside) else { return Ok(()) };
+        let offset = area.offset + (address - area.start) as u64;
+        let page = usize::try_from(offset / PAGE as u64).unwrap_or(usize::MAX);
+        if let Some(noted) = self.touched.get_mut(page) {
+            *noted = Touch::Read;
+        }
+        let content = self.content(offset)?;
+        // SAFETY: the target is a page of guest memory, which lives as long as the process and nobody has content in yet.
+        match unsafe { self.uffd.copy(content.as_ptr().cast(), address as *mut _, PAGE, true) } {
+            Ok(_) => Ok(()),
+            // Another thread's fault on the page was told as well, and has been served.
+            Err(userfaultfd::Error::CopyFailed(errno)) if errno as i32 == libc::EEXIST => {
+                self.uffd.wake(address as *mut _, PAGE).map_err(RecordError::Watch)
+            }
+            Err(e) => Err(RecordError::Watch(e)),
+        }
+    }
+
+    fn content(&self, offset: u64) -> Result<[u8; PAGE], RecordError> {
+        let mut page = [0; PAGE];
+        self.file.read_exact_at(&mut page, offset).map_err(|source| RecordError::Page { offset, source })?;
+        Ok(page)
+    }
+
+    /// Which of the touched pages have another content by now.
+    fn find_written(&mut self) -> Result<(), RecordError> {
+        for area in &self.areas {
+            for start in (0..area.len).step_by(PAGE) {
+                let offset = area.offset + start as u64;
+                let page = usize::try_from(offset / PAGE as u64).unwrap_or(usize::MAX);
+                if self.touched.get(page) != Some(&Touch::Read) {
+                    continue;
+                }
+                let mut now = [0u8; PAGE];
+                let from = (area.start + start) as *const [u8; PAGE];
+                // SAFETY: the page is mapped for the life of the process; the machine stands still, so nobody writes it.
+                unsafe { std::ptr::copy_nonoverlapping(from, &raw mut now, 1) };
+                if now != self.content(offset)?
+                    && let Some(noted) = self.touched.get_mut(page)
+                {
+                    *noted = Touch::Written;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::{Bytes, GuestAddress};
+
+    #[test]
+    fn pages_that_are_read_and_pages_that_are_changed_are_told_apart() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 << 20).unwrap();
+        file.write_all_at(&[7; 4096], 8 * 4096).unwrap();
+        let (memory, recorder) = recorded(file, 2 << 20).unwrap();
+        let at = |page: u64| GuestAddress(page * 4096 + 5);
+        assert_eq!(memory.read_obj::<u8>(at(8)).unwrap(), 7);
+        assert_eq!(memory.read_obj::<u8>(at(3)).unwrap(), 0);
+        memory.write_obj(1u8, at(20)).unwrap();
+        memory.write_obj(9u8, at(8)).unwrap();
+        assert_eq!(memory.read_obj::<u8>(at(8)).unwrap(), 9);
+        let touched = recorder.finish().unwrap();
+        let found: Vec<_> = touched
+            .iter()
+            .enumerate()
+            .filter(|(_, touch)| **touch != Touch::None)
+            .map(|(n, t)| (n, *t))
+            .collect();
+        assert_eq!(found, [(3, Touch::Read), (8, Touch::Written), (20, Touch::Written)]);
+    }
+}
