@@ -20,9 +20,9 @@ use rustix::process::Signal;
 const UFFD: [&str; 2] = ["--paging", "uffd"];
 const CHECKED: [&str; 4] = ["--paging", "uffd", "--verify", "touched"];
 
-/// A guest all of whose pages are content.
+/// A guest all of whose pages are content, and of which nothing is known to be needed.
 fn full(place: &Place, memory: &str) -> PathBuf {
-    place.bake_in(memory, "toucher", &["--warm-up", "fill"])
+    place.bake_in(memory, "toucher", &["--warm-up", "fill", "--no-record"])
 }
 
 /// Touches every page of a guest of so many bytes.

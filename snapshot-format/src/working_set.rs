@@ -84,6 +84,14 @@ pub struct WorkingSet {
     pub write: Vec<PageRange>,
 }
 
+impl PageRange {
+    /// Where it lies in the `memory` file.
+    pub fn bytes(&self) -> std::ops::Range<u64> {
+        let first = u64::from(self.first) * PAGE as u64;
+        first..first + u64::from(self.count) * PAGE as u64
+    }
+}
+
 impl WorkingSet {
     /// Checks and decodes a whole file.
     ///

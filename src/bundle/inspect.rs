@@ -1,13 +1,14 @@
 //! What is in a bundle, from manifest, header and index alone: no file's content is read, however long it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use serde::Serialize;
 use snapshot_format::index::Place;
 use snapshot_format::manifest::{Manifest, names};
 use snapshot_format::state::Table;
-use snapshot_format::working_set::WorkingSet;
+use snapshot_format::working_set::{PageRange, WorkingSet};
+use snapshot_format::zero::PAGE;
 
 use super::open::{Bundle, OpenError};
 
@@ -72,10 +73,40 @@ pub struct MemorySummary {
 /// The recorded working set.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct WorkingSetSummary {
+    /// Neighbouring pages, of both kinds.
+    pub ranges: u64,
+    /// Bytes of all pages.
+    pub bytes: u64,
+    /// 2 MiB of guest memory of which an answer only reads: where the memory file lies in huge pages, all clones share them.
+    pub read_only_regions: u64,
+    /// 2 MiB of guest memory of which an answer writes something.
+    pub mixed_regions: u64,
     /// 4 KiB pages that are only read.
     pub read_pages: u64,
     /// 4 KiB pages that are written.
     pub written_pages: u64,
+}
+
+impl WorkingSetSummary {
+    fn of(set: &WorkingSet) -> Self {
+        let (read, written) = (regions(&set.read), regions(&set.write));
+        let pages = set.read_pages() + set.written_pages();
+        WorkingSetSummary {
+            ranges: (set.read.len() + set.write.len()) as u64,
+            bytes: pages * PAGE as u64,
+            read_only_regions: read.difference(&written).count() as u64,
+            mixed_regions: written.len() as u64,
+            read_pages: set.read_pages(),
+            written_pages: set.written_pages(),
+        }
+    }
+}
+
+/// The regions of 2 MiB that ranges lie in.
+fn regions(ranges: &[PageRange]) -> BTreeSet<u64> {
+    const HUGE: u64 = 2 << 20;
+    let of = |range: &PageRange| range.bytes().start / HUGE..range.bytes().end.div_ceil(HUGE);
+    ranges.iter().flat_map(of).collect()
 }
 
 /// One file.
@@ -141,10 +172,7 @@ impl Bundle {
             return Ok(None);
         }
         let set = WorkingSet::decode(&self.read(names::WORKING_SET)?).ok();
-        Ok(set.map(|set| WorkingSetSummary {
-            read_pages: set.read.iter().map(|range| u64::from(range.count)).sum(),
-            written_pages: set.write.iter().map(|range| u64::from(range.count)).sum(),
-        }))
+        Ok(set.as_ref().map(WorkingSetSummary::of))
     }
 
     fn file_summaries(&self) -> Result<BTreeMap<String, FileSummary>, OpenError> {

@@ -20,7 +20,7 @@ pub use chunks::MemoryChunks;
 pub use draft::{Draft, DraftError, Finished, FinishedFile, Sharing};
 pub use inspect::{FileSummary, Inspection, MemorySummary, SectionSummary, StateSummary, WorkingSetSummary};
 pub use memory_file::{MemoryReport, MemoryWriter};
-pub use open::{Bundle, OpenError};
+pub use open::{Bundle, HintError, OpenError};
 pub use snapshot_format::manifest::names;
 pub use verify::{VerifyError, VerifyReport};
 

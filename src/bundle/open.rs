@@ -10,6 +10,8 @@ use snapshot_format::index::{IndexError, MemoryIndex, Place};
 use snapshot_format::manifest::{FileEntry, MANIFEST_MAX, Manifest, ManifestError, Parent, names};
 use snapshot_format::state::{DecodeError, FormatVersion, Reader};
 
+use snapshot_format::working_set::{WorkingSet, WorkingSetError};
+
 use super::directory::{Directory, FileFault, PlainFile};
 use super::{hex, machine_state};
 
@@ -113,6 +115,27 @@ pub enum OpenError {
     NoFile {
         /// The file.
         name: String,
+    },
+}
+
+/// Why a working set is not used.
+#[derive(Debug, thiserror::Error)]
+pub enum HintError {
+    /// It cannot be read.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// It is damaged or of another release.
+    #[error(transparent)]
+    Format(#[from] WorkingSetError),
+    /// It belongs to another bundle.
+    #[error(
+        "The working set is of {found} bytes of memory, the bundle's machine has {expected}: record it again"
+    )]
+    OtherMachine {
+        /// Bytes of memory in the working set.
+        found: u64,
+        /// Of the machine.
+        expected: u64,
     },
 }
 
@@ -233,6 +256,22 @@ impl Bundle {
             }
         }
         Ok(())
+    }
+
+    /// The recorded working set, where there is one.
+    ///
+    /// # Errors
+    /// It is damaged, or of another machine's memory. It is a hint, without which a clone runs all the same.
+    pub fn working_set(&self) -> Result<Option<WorkingSet>, HintError> {
+        if !self.has(names::WORKING_SET) {
+            return Ok(None);
+        }
+        let set = WorkingSet::decode(&self.read(names::WORKING_SET)?)?;
+        let expected = self.manifest.machine.memory_bytes;
+        if set.memory_len != expected {
+            return Err(HintError::OtherMachine { found: set.memory_len, expected });
+        }
+        Ok(Some(set))
     }
 
     /// The image behind a drive. Its content is not checked: what is wrong in it is the guest's own affair.

@@ -164,7 +164,17 @@ fn inspect_tells_what_is_in_a_bundle_from_its_headers() {
     let sections: Vec<_> = inspection.state.sections.iter().map(|section| section.name.as_str()).collect();
     assert_eq!(sections, ["machine", "vm", "vcpu"]);
     assert_eq!((inspection.memory.content_chunks, inspection.memory.zero_chunks), (3, 29));
-    assert_eq!(inspection.working_set, Some(WorkingSetSummary { read_pages: 1, written_pages: 1 }));
+    assert_eq!(
+        inspection.working_set,
+        Some(WorkingSetSummary {
+            ranges: 2,
+            bytes: 8192,
+            read_only_regions: 0,
+            mixed_regions: 1,
+            read_pages: 1,
+            written_pages: 1
+        })
+    );
     assert_eq!(inspection.files[names::MEMORY].len, MEMORY);
 }
 

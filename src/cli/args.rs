@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Paging, Size, Span, Verify};
+use crate::config::{Paging, Prefetch, Size, Span, Verify};
 use crate::function::MACHINE_ID_LEN;
 
 /// Restores microVMs from warm snapshots in milliseconds.
@@ -238,9 +238,26 @@ pub struct PagingArgs {
     /// What is checked of memory and drives
     #[arg(long, value_enum, value_name = "WHAT", default_value_t = Verify::State)]
     pub verify: Verify,
+    /// What is brought in before the clone asks, of what a recorded answer needed
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Prefetch::All)]
+    pub prefetch: Prefetch,
     /// Open descriptor of /dev/userfaultfd, from a launcher
     #[arg(long, value_name = "FD", env = "EMBER_USERFAULTFD")]
     pub userfaultfd: Option<RawFd>,
+}
+
+impl ValueEnum for Prefetch {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Prefetch::None, Prefetch::Read, Prefetch::All]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()).help(match self {
+            Prefetch::None => "nothing",
+            Prefetch::Read => "from the disk what is not in the page cache",
+            Prefetch::All => "that, and copies of the pages that it wrote",
+        }))
+    }
 }
 
 impl ValueEnum for Paging {
@@ -301,7 +318,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
     /// Boot the bundle's kernel instead of restoring
-    #[arg(long, conflicts_with_all = ["paging", "verify"])]
+    #[arg(long, conflicts_with_all = ["paging", "verify", "prefetch"])]
     pub cold: bool,
     /// Bake the clone to this bundle once it has answered
     #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["count", "cold"])]

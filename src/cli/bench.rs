@@ -93,7 +93,11 @@ fn command(program: &std::path::Path, args: &BenchArgs, cold: bool) -> Start {
 
 /// How the clone's memory comes into being, to be given on. A descriptor is inherited.
 fn paging_words(paging: &PagingArgs) -> Vec<String> {
-    let mut words = vec![format!("--paging={}", paging.paging), format!("--verify={}", paging.verify)];
+    let mut words = vec![
+        format!("--paging={}", paging.paging),
+        format!("--verify={}", paging.verify),
+        format!("--prefetch={}", paging.prefetch),
+    ];
     words.extend(paging.userfaultfd.map(|fd| format!("--userfaultfd={fd}")));
     words
 }

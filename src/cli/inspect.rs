@@ -39,6 +39,17 @@ fn facts(inspection: &Inspection) -> String {
         .map(|section| format!("{}.{} {} B", section.name, section.instance, section.len))
         .collect();
     let content = memory.content_chunks * memory.granule;
+    let working_set = inspection.working_set.as_ref().map_or("none".to_owned(), |set| {
+        format!(
+            "{} in {} ranges: {} pages read, {} written; of 2 MiB {} only read, {} written in",
+            Size(set.bytes),
+            set.ranges,
+            set.read_pages,
+            set.written_pages,
+            set.read_only_regions,
+            set.mixed_regions
+        )
+    });
     let rows = [
         ("format", format!("{} (written by {})", state.format, state.creator)),
         (
@@ -55,6 +66,7 @@ fn facts(inspection: &Inspection) -> String {
         ("function", format!("{} {}", interface.as_str().unwrap_or_default(), function.command.join(" "))),
         ("parent", manifest.parent.as_ref().map_or("none", |parent| &parent.manifest_sha256).to_owned()),
         ("kernel", manifest.machine.kernel_cmdline.clone()),
+        ("touched", working_set),
         ("state", sections.join(", ")),
     ];
     rows.iter().map(|(name, value)| format!("{name:<11}{value}")).collect::<Vec<_>>().join("\n")

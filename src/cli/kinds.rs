@@ -143,10 +143,13 @@ impl ToFailure for StartError {
             StartError::Build(error) => error.kind(),
             StartError::Load(_) => Kind::BadBundle,
             StartError::Verify(error) => error.kind(),
+            StartError::Chunk(error) if error.is_bad_content() => Kind::BadBundle,
             StartError::Map(_)
             | StartError::Paged(_)
             | StartError::Record(_)
             | StartError::MemoryFile(_)
+            | StartError::Chunk(_)
+            | StartError::Prefetch(_)
             | StartError::Watch(_)
             | StartError::Delta { .. } => Kind::HostCannot,
         }
@@ -157,7 +160,7 @@ impl ToFailure for RecordingError {
     fn kind(&self) -> Kind {
         match self {
             RecordingError::Start(error) => error.kind(),
-            RecordingError::Record(_) | RecordingError::Log(_) => Kind::HostCannot,
+            RecordingError::Record(_) | RecordingError::Written(_) => Kind::HostCannot,
             RecordingError::Run(_) | RecordingError::Failed { .. } => Kind::GuestFailed,
             RecordingError::Session(error) => error.kind(),
             RecordingError::NoAnswer { source, .. } => source.kind(),

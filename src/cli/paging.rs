@@ -20,6 +20,7 @@ pub fn restore_options(args: &PagingArgs, count_faults: bool, way: Way) -> Resto
     RestoreOptions {
         paging: args.paging,
         verify: args.verify,
+        prefetch: args.prefetch,
         door: args.userfaultfd.map_or(Door::Host, Door::Device),
         count_faults,
         on_pager_failure: Box::new(move |error| {
@@ -46,12 +47,17 @@ pub struct ToldPaging {
     copied_bytes: u64,
     zeroed_bytes: u64,
     prefetched_bytes: u64,
+    /// Bytes that the kernel was asked to read from the disk ahead.
+    read_ahead_bytes: u64,
+    /// Whether a memory limit left something out of that.
+    prefetch_cut_short: bool,
 }
 
 impl ToldPaging {
     /// What a machine's memory has come to so far.
     pub fn of(machine: &Machine, args: &PagingArgs) -> Self {
         let done = machine.pager().map(|pager| pager.statistics()).unwrap_or_default();
+        let ahead = machine.prefetched();
         ToldPaging {
             backend: args.paging.backend(args.verify).name().to_owned(),
             automatic: args.paging == Paging::Auto,
@@ -60,7 +66,9 @@ impl ToldPaging {
             uffd_faults: done.faults,
             copied_bytes: done.copied,
             zeroed_bytes: done.zeroed,
-            prefetched_bytes: done.prefetched,
+            prefetched_bytes: done.prefetched + ahead.copied,
+            read_ahead_bytes: ahead.read_ahead,
+            prefetch_cut_short: ahead.cut_short,
         }
     }
 
@@ -76,6 +84,13 @@ impl ToldPaging {
             line += &format!(
                 ", {} faults served, {} bytes copied, {} zeroed, {} ahead of faults",
                 self.uffd_faults, self.copied_bytes, self.zeroed_bytes, self.prefetched_bytes
+            );
+        }
+        if self.backend == "mmap" && self.prefetched_bytes + self.read_ahead_bytes > 0 {
+            let cut = if self.prefetch_cut_short { ", cut short by a memory limit" } else { "" };
+            line += &format!(
+                ", {} bytes copied ahead, {} asked of the disk{cut}",
+                self.prefetched_bytes, self.read_ahead_bytes
             );
         }
         if !self.kvm_faults.is_empty() {

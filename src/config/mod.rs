@@ -6,6 +6,7 @@ mod asked;
 mod bake;
 mod event;
 mod paging;
+mod prefetch;
 mod units;
 
 pub use asked::{
@@ -16,4 +17,5 @@ pub use bake::{
 };
 pub use event::{EVENT_MAX, EventError, EventSource, EventText};
 pub use paging::{Backend, Paging, Verify};
+pub use prefetch::Prefetch;
 pub use units::{Size, Span, UnitError};

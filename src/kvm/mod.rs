@@ -19,4 +19,4 @@ pub use probe::{HostKind, Probe, probe};
 pub use run::{Exit, KvmVcpu};
 pub use statistics::FaultCount;
 pub use system::{REQUIRED, System, SystemError};
-pub use vm::{DirtyLog, IrqChip, KvmVm, VmError};
+pub use vm::{IrqChip, KvmVm, VmError};

@@ -1,8 +1,8 @@
 //! One VM: memory slots, interrupt controllers, wiring, clock.
 
 use kvm_bindings::{
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MEM_LOG_DIRTY_PAGES,
-    kvm_clock_data, kvm_irqchip, kvm_userspace_memory_region,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_clock_data, kvm_irqchip,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
@@ -55,16 +55,6 @@ pub(super) fn ioctl(call: &'static str) -> impl Fn(kvm_ioctls::Error) -> VmError
     move |source| VmError::Ioctl { call, source }
 }
 
-/// Whether KVM notes which pages the guest writes. It costs a fault for the first write to each page.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum DirtyLog {
-    /// It does not.
-    #[default]
-    Off,
-    /// It does.
-    On,
-}
-
 /// The three chips of the in-kernel interrupt controller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IrqChip {
@@ -102,33 +92,17 @@ impl KvmVm {
     ///
     /// # Errors
     /// KVM refused a slot (overlap, out of memory).
-    pub fn set_memory(&self, memory: &GuestMemory, log: DirtyLog) -> Result<(), VmError> {
+    pub fn set_memory(&self, memory: &GuestMemory) -> Result<(), VmError> {
         for (slot, region) in (0u32..).zip(memory.iter()) {
-            self.set_slot(slot, region, log)?;
+            self.set_slot(slot, region)?;
         }
         Ok(())
     }
 
-    /// The 4 KiB pages that the guest has written since its memory was set, a bit each, region after region in the memory
-    /// file's order; with [`DirtyLog::On`] only.
-    ///
-    /// # Errors
-    /// KVM keeps no log.
-    pub fn dirty_pages(&self, memory: &GuestMemory) -> Result<Vec<bool>, VmError> {
-        let mut pages = Vec::new();
-        for (slot, region) in (0u32..).zip(memory.iter()) {
-            let len = usize::try_from(region.len()).unwrap_or(usize::MAX);
-            let words = self.fd.get_dirty_log(slot, len).map_err(ioctl("KVM_GET_DIRTY_LOG"))?;
-            let bits = words.iter().flat_map(|word| (0..u64::BITS).map(move |bit| word >> bit & 1 != 0));
-            pages.extend(bits.take(len.div_ceil(4096)));
-        }
-        Ok(pages)
-    }
-
-    fn set_slot(&self, slot: u32, region: &GuestRegionMmap<()>, log: DirtyLog) -> Result<(), VmError> {
+    fn set_slot(&self, slot: u32, region: &GuestRegionMmap<()>) -> Result<(), VmError> {
         let slot = kvm_userspace_memory_region {
             slot,
-            flags: if log == DirtyLog::On { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+            flags: 0,
             guest_phys_addr: region.start_addr().raw_value(),
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,

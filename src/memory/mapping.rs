@@ -14,8 +14,8 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, VolatileMemory, VolatileSlice,
 };
 
-use super::GuestMemory;
 use super::layout::{self, Region};
+use super::{GuestMemory, Touch};
 
 /// Why guest memory could not be mapped.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +191,27 @@ fn touched_pages(pagemap: &File, slice: &VolatileSlice<'_>, page: usize) -> io::
     Ok(entries.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry) >> 62 != 0).collect())
 }
 
+/// Which pages of a copied file are the process's own because they were written, in the file's order: those that exist and are not
+/// of the file (bit 61 of a pagemap entry), and those that were swapped out.
+///
+/// # Errors
+/// The kernel does not tell.
+pub fn own_pages(memory: &GuestMemory) -> io::Result<Vec<Touch>> {
+    let page = rustix::param::page_size();
+    let pagemap = File::open("/proc/self/pagemap")?;
+    let mut own = Vec::new();
+    for region in addresses(memory) {
+        let mut entries = vec![0u8; region.len().div_ceil(page) * 8];
+        pagemap.read_exact_at(&mut entries, (region.start / page) as u64 * 8)?;
+        let entries = entries.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));
+        own.extend(entries.map(|entry| {
+            let is_own = entry >> 61 & 0b111 == 0b100 || entry >> 62 & 1 != 0;
+            if is_own { Touch::Written } else { Touch::None }
+        }));
+    }
+    Ok(own)
+}
+
 /// Runs of touched pages: (first, count).
 fn runs(pages: &[bool]) -> impl Iterator<Item = (usize, usize)> {
     let mut at = 0;
@@ -221,6 +242,19 @@ mod tests {
         .unwrap();
         assert!(seen.iter().any(|(offset, _, first)| *offset == 5 << 20 && *first == 7));
         assert!(seen.iter().map(|(_, len, _)| len).sum::<usize>() <= 2 << 20);
+    }
+
+    #[test]
+    fn pages_that_were_written_are_the_process_s_own_and_pages_that_were_read_are_not() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[5; 1 << 20], 0).unwrap();
+        let memory = copy_on_write(&file, 1 << 20).unwrap();
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(4096)).unwrap(), 5);
+        memory.write_obj(9u8, GuestAddress(3 * 4096)).unwrap();
+        let own = own_pages(&memory).unwrap();
+        let found: Vec<_> =
+            own.iter().enumerate().filter(|(_, touch)| **touch == Touch::Written).map(|(n, _)| n).collect();
+        assert_eq!((own.len(), found), (256, vec![3]));
     }
 
     /// Offset and first byte of every page that is visited.

@@ -5,12 +5,15 @@
 // UNSAFE: mapping files and asking for residency are contracts with the kernel that the compiler cannot see.
 #![allow(unsafe_code)]
 
+mod budget;
 pub mod layout;
 mod mapping;
+mod prefetch;
 mod source;
 mod uffd;
 
-pub use mapping::{MapError, addresses, anonymous, copy_on_write, visit_content};
+pub use mapping::{MapError, addresses, anonymous, copy_on_write, own_pages, visit_content};
+pub use prefetch::{Expected, Prefetched, copy_written, read_ahead, within};
 pub use source::{ChunkError, ChunkSource};
 pub use uffd::{
     Door, OnFailure, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch, UffdError,

@@ -13,10 +13,8 @@ use crate::bus::{Request, RequestLine};
 use crate::devices::{
     ControlStream, DeviceError, DeviceSetup, DeviceStates, DeviceTable, EventToken, VirtioWindow,
 };
-use crate::kvm::{
-    DirtyLog, FaultCount, KickError, KvmVcpu, KvmVm, System, SystemError, VmError, install_kick_handler,
-};
-use crate::memory::{GuestMemory, Pager, layout};
+use crate::kvm::{FaultCount, KickError, KvmVcpu, KvmVm, System, SystemError, VmError, install_kick_handler};
+use crate::memory::{GuestMemory, Pager, Prefetched, layout};
 use crate::vcpu::{self, Buses, MsrSelection, ThreadError, VcpuThread};
 
 use super::capture::{self, CaptureError, Moment, Parts};
@@ -67,8 +65,6 @@ pub struct Plan<'a> {
     pub origin: Origin<'a>,
     /// Whether to count the page faults of each vCPU.
     pub count_faults: bool,
-    /// Whether KVM notes which pages the guest writes.
-    pub dirty_log: DirtyLog,
     /// Where the phases of the construction are marked.
     pub timeline: &'a mut Timeline,
 }
@@ -169,6 +165,7 @@ pub struct Machine {
     requests: RequestLine,
     epoll: Epoll,
     sources: Vec<EventToken>,
+    prefetched: Prefetched,
 }
 
 impl Machine {
@@ -177,14 +174,14 @@ impl Machine {
     /// # Errors
     /// See [`BuildError`]; nothing of a half-built machine is left.
     pub fn build(plan: Plan<'_>) -> Result<Self, BuildError> {
-        let Plan { shape, memory, devices, origin, count_faults, dirty_log, timeline } = plan;
+        let Plan { shape, memory, devices, origin, count_faults, timeline } = plan;
         let requests = RequestLine::new().map_err(BuildError::Events)?;
         install_kick_handler()?;
         let system = System::open()?;
         let vm = system.create_vm()?;
         timeline.mark("create VM");
         // Before the irqchip: afterwards each slot waits for an SRCU grace period (8 ms on Linux 6.18).
-        vm.set_memory(&memory, dirty_log)?;
+        vm.set_memory(&memory)?;
         timeline.mark("memory slots");
         vm.set_tss_address(layout::KVM_TSS_ADDR)?;
         // Before the vCPUs, whose local APICs it makes. It brings the default routes in one batch; no PIT.
@@ -230,7 +227,19 @@ impl Machine {
             requests,
             epoll,
             sources,
+            prefetched: Prefetched::default(),
         })
+    }
+
+    /// Notes what was brought in before the start.
+    pub(super) fn with_prefetched(mut self, prefetched: Prefetched) -> Self {
+        self.prefetched = prefetched;
+        self
+    }
+
+    /// What was brought in before the start.
+    pub fn prefetched(&self) -> Prefetched {
+        self.prefetched
     }
 
     /// Names the pager that serves this machine's memory, to be asked what it has done.
@@ -394,15 +403,6 @@ impl Frozen<'_> {
     /// Guest RAM, which nobody changes while this guard lives.
     pub fn memory(&self) -> &GuestMemory {
         &self.machine.memory
-    }
-
-    /// The pages that the guest has written since its start, a bit each in the memory file's order; of a machine with a
-    /// dirty log only.
-    ///
-    /// # Errors
-    /// KVM keeps no log.
-    pub fn dirty_pages(&self) -> Result<Vec<bool>, VmError> {
-        self.machine.vm.dirty_pages(&self.machine.memory)
     }
 
     /// Writes the content of a writable drive to an empty file.

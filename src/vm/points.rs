@@ -101,7 +101,6 @@ impl Rig {
             devices: setup(&console),
             origin: Origin::Cold(&load),
             count_faults: false,
-            dirty_log: crate::kvm::DirtyLog::Off,
             timeline: &mut Timeline::start(),
         })
         .unwrap();
@@ -118,7 +117,6 @@ impl Rig {
             devices: setup(&console),
             origin: Origin::Saved(Box::new(saved)),
             count_faults: false,
-            dirty_log: crate::kvm::DirtyLog::Off,
             timeline: &mut Timeline::start(),
         })
         .unwrap();

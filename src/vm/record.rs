@@ -1,18 +1,18 @@
 //! Recording a working set: the pages that clones of a fresh bundle touch from their first instruction to the end of an answer.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use snapshot_format::working_set::{PageRange, WorkingSet};
 
 use crate::bundle::Bundle;
 use crate::function::{Conversation, Event, RestoreMessage, SessionError};
-use crate::kvm::VmError;
-use crate::memory::{RecordError, Touch};
+use crate::memory::{self, RecordError, Touch};
 
 use super::drive::Drive;
 use super::invoke::{AnswerSink, InvokeError, invoke, wake};
 use super::machine::RunError;
-use super::start::{StartError, restore_recorded};
+use super::start::{StartError, Watched, restore_watched};
 use super::timeline::Timeline;
 
 /// Pages that fewer than one in this many events touched are left out.
@@ -27,9 +27,9 @@ pub enum RecordingError {
     /// Its pages could not be recorded.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// KVM kept no log of what it wrote.
+    /// The kernel does not tell which pages are the clone's own.
     #[error("Cannot tell which pages were written")]
-    Log(#[from] VmError),
+    Written(#[source] io::Error),
     /// It could not be frozen.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -65,7 +65,7 @@ pub struct Sample {
 }
 
 /// Restores a clone for each of `samples`, one after the other, and gives the union of what they touched without what was
-/// rare. Each may take `limit` to answer; served by userfaultfd it is a few times slower than usual.
+/// rare. Each may take `limit` to answer.
 ///
 /// # Errors
 /// See [`RecordingError`].
@@ -82,6 +82,8 @@ pub fn record(
     Ok(union(bundle.manifest().machine.memory_bytes, &all))
 }
 
+/// One clone tells what is touched, another what is written: memory in which touches can be told is the clone's own from the
+/// first read on.
 fn record_one(
     bundle: &Bundle,
     number: usize,
@@ -89,24 +91,39 @@ fn record_one(
     limit: Duration,
     sink: &mut dyn AnswerSink,
 ) -> Result<Vec<Touch>, RecordingError> {
+    let mut one = |watched| watch(bundle, number, sample, limit, watched, sink);
+    let (mut pages, written) = (one(Watched::Touches)?, one(Watched::Writes)?);
+    for (page, _) in pages.iter_mut().zip(written).filter(|(_, written)| *written == Touch::Written) {
+        *page = Touch::Written;
+    }
+    Ok(pages)
+}
+
+fn watch(
+    bundle: &Bundle,
+    number: usize,
+    sample: &Sample,
+    limit: Duration,
+    watched: Watched,
+    sink: &mut dyn AnswerSink,
+) -> Result<Vec<Touch>, RecordingError> {
     let timeline = &mut Timeline::start();
-    let console = Box::new(std::io::sink());
     let manifest = bundle.manifest();
-    let (mut machine, recorder) = restore_recorded(bundle, sample.message.generation, console, timeline)?;
+    let (mut machine, recorder) = restore_watched(bundle, sample.message.generation, watched, timeline)?;
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
     let answered = wake(&mut drive, &sample.message, sink, timeline)
         .and_then(|()| invoke(&mut drive, &sample.event, Some(Instant::now() + limit), sink, timeline));
     // Nothing of it may touch a page once nobody brings pages in.
     let frozen = machine.freeze()?;
-    let dirty = frozen.dirty_pages()?;
+    let pages = match recorder {
+        Some(recorder) => recorder.finish()?,
+        None => memory::own_pages(frozen.memory()).map_err(RecordingError::Written)?,
+    };
     frozen.keep();
-    let mut touched = recorder.finish()?;
-    let written = touched.iter_mut().zip(dirty).filter(|(touch, dirty)| *dirty && **touch != Touch::None);
-    written.for_each(|(touch, _)| *touch = Touch::Written);
     machine.leave();
     match answered {
-        Ok(0) => Ok(touched),
+        Ok(0) => Ok(pages),
         Ok(exit_code) => Err(RecordingError::Failed { number, exit_code }),
         Err(source) => Err(RecordingError::NoAnswer { number, source }),
     }

@@ -1,18 +1,24 @@
 //! The two ways a machine starts, as plans for the one constructor.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::time::Duration;
 
 use crate::boot::{
     BootError, BootMachine, EntryPoint, Kernel, KernelError, SmallGuest, SmallGuestError, VirtioDevice,
 };
 use crate::bundle::{Bundle, OpenError, VerifyError};
-use crate::config::{Backend, Paging, Verify};
+use crate::config::{Backend, Paging, Prefetch, Verify};
 use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, GENERATION_LEN, VirtioWindow};
 use crate::jail::{self, LastWords};
-use crate::kvm::DirtyLog;
-use crate::memory::{self, Door, GuestMemory, MapError, OnFailure, PagedError, Pager, RecordError, Recorder};
+use crate::memory::{
+    self, ChunkError, ChunkSource, Door, Expected, GuestMemory, MapError, OnFailure, PagedError, Pager,
+    Prefetched, RecordError, Recorder,
+};
+
+use snapshot_format::working_set::PageRange;
 
 use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
@@ -42,6 +48,12 @@ pub enum StartError {
     /// Guest memory cannot be served by a pager.
     #[error(transparent)]
     Paged(#[from] PagedError),
+    /// A page that is to be brought in is not what was baked.
+    #[error(transparent)]
+    Chunk(#[from] ChunkError),
+    /// The pager could not be asked.
+    #[error("Cannot ask the pager for the working set")]
+    Prefetch(#[source] io::Error),
     /// The pages that a clone touches cannot be noted.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -77,6 +89,8 @@ pub struct RestoreOptions {
     pub paging: Paging,
     /// What is checked of its bundle.
     pub verify: Verify,
+    /// What is brought in before the guest asks.
+    pub prefetch: Prefetch,
     /// Where a userfaultfd comes from.
     pub door: Door,
     /// Whether to count the page faults of each vCPU.
@@ -117,33 +131,105 @@ pub fn restore(
     let saved = saved(bundle, shape)?;
     timeline.mark("read state");
     let count_faults = options.count_faults;
+    let expected = expected(bundle, options.prefetch);
+    let (prefetch, checked) = (options.prefetch, options.verify == Verify::Touched);
     let (memory, pager) = clone_memory(bundle, shape.memory_bytes, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
     let devices = setup(generation, clone_drives(bundle)?, console);
     timeline.mark("map memory");
+    let prefetched = match (&expected, &pager) {
+        (Some(expected), None) => {
+            if checked {
+                check(&bundle.chunks(true)?, expected)?;
+            }
+            bring_in(bundle.memory()?, &memory, expected, prefetch)
+        }
+        (Some(expected), Some(pager)) => {
+            let ranges = expected.read.iter().chain(&expected.written).cloned();
+            // It goes on beside the guest, whose own faults come first; nobody waits for it.
+            pager.prefetch(ranges).map(drop).map_err(StartError::Prefetch)?;
+            Prefetched::default()
+        }
+        (None, _) => Prefetched::default(),
+    };
+    timeline.mark("prefetch");
     let origin = Origin::Saved(Box::new(saved));
-    let plan = Plan { shape, memory, devices, origin, count_faults, dirty_log: DirtyLog::Off, timeline };
-    Ok(Machine::build(plan)?.served_by(pager))
+    let plan = Plan { shape, memory, devices, origin, count_faults, timeline };
+    Ok(Machine::build(plan)?.served_by(pager).with_prefetched(prefetched))
 }
 
-/// Restores a clone whose touched pages are noted.
+/// What the recorded working set says, where there is a usable one.
+fn expected(bundle: &Bundle, prefetch: Prefetch) -> Option<Expected> {
+    if prefetch == Prefetch::None {
+        return None;
+    }
+    let set = bundle.working_set().unwrap_or_else(|refused| {
+        eprintln!("ember: {refused}; the clone is restored without it");
+        None
+    })?;
+    let bytes = set.memory_len;
+    let ranges = |ranges: &[PageRange]| memory::within(ranges.iter().map(PageRange::bytes), bytes);
+    Some(Expected { read: ranges(&set.read), written: ranges(&set.write) })
+}
+
+/// Checks every chunk that an expected page lies in.
+fn check(source: &dyn ChunkSource, expected: &Expected) -> Result<(), ChunkError> {
+    let granule = source.granule();
+    let chunks = |range: &Range<u64>| (range.start / granule)..range.end.div_ceil(granule);
+    let wanted: BTreeSet<u64> = expected.read.iter().chain(&expected.written).flat_map(chunks).collect();
+    let content = source.content();
+    let end = content.last().map_or(0, |range| range.end);
+    let mut buffer = vec![0; usize::try_from(granule).unwrap_or_default()];
+    for offset in wanted.into_iter().map(|chunk| chunk * granule) {
+        if !content.iter().any(|range| range.contains(&offset)) {
+            continue;
+        }
+        let len = usize::try_from((end - offset).min(granule)).unwrap_or_default();
+        source.read(offset, buffer.get_mut(..len).unwrap_or_default())?;
+    }
+    Ok(())
+}
+
+fn bring_in(file: &File, memory: &GuestMemory, expected: &Expected, prefetch: Prefetch) -> Prefetched {
+    let read = memory::read_ahead(file, memory, expected);
+    match prefetch {
+        Prefetch::All => Prefetched { read_ahead: read.read_ahead, ..memory::copy_written(memory, expected) },
+        Prefetch::None | Prefetch::Read => read,
+    }
+}
+
+/// How the memory of a clone that is watched comes into being.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// Each page's first touch is noted.
+    Touches,
+    /// Pages of the clone's own are those that were written.
+    Writes,
+}
+
+/// Restores a clone that is watched.
 ///
 /// # Errors
 /// See [`StartError`].
-pub(super) fn restore_recorded(
+pub(super) fn restore_watched(
     bundle: &Bundle,
     generation: Generation,
-    console: Box<dyn Write + Send>,
+    watched: Watched,
     timeline: &mut Timeline,
-) -> Result<(Machine, Recorder), StartError> {
+) -> Result<(Machine, Option<Recorder>), StartError> {
     let shape = shape(bundle);
     let origin = Origin::Saved(Box::new(saved(bundle, shape)?));
-    let file = bundle.memory()?.try_clone().map_err(StartError::MemoryFile)?;
-    let (memory, recorder) = memory::recorded(file, shape.memory_bytes)?;
+    let (memory, recorder) = match watched {
+        Watched::Writes => (memory::copy_on_write(bundle.memory()?, shape.memory_bytes)?, None),
+        Watched::Touches => {
+            let file = bundle.memory()?.try_clone().map_err(StartError::MemoryFile)?;
+            let (memory, recorder) = memory::recorded(file, shape.memory_bytes)?;
+            (memory, Some(recorder))
+        }
+    };
     let generation = (!is_port(bundle)).then_some(generation);
-    let devices = setup(generation, clone_drives(bundle)?, console);
-    let plan =
-        Plan { shape, memory, devices, origin, count_faults: false, dirty_log: DirtyLog::On, timeline };
+    let devices = setup(generation, clone_drives(bundle)?, Box::new(io::sink()));
+    let plan = Plan { shape, memory, devices, origin, count_faults: false, timeline };
     Ok((Machine::build(plan)?, recorder))
 }
 
@@ -307,15 +393,7 @@ pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, St
         |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");
     let origin = Origin::Cold(&load);
-    Ok(Machine::build(Plan {
-        shape,
-        memory,
-        devices,
-        origin,
-        count_faults: false,
-        dirty_log: DirtyLog::Off,
-        timeline,
-    })?)
+    Ok(Machine::build(Plan { shape, memory, devices, origin, count_faults: false, timeline })?)
 }
 
 /// Why an image could not be loaded.

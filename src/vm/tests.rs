@@ -57,7 +57,6 @@ fn clone_of(snapshot: &Snapshot) -> Machine {
         devices,
         origin: Origin::Saved(Box::new(saved)),
         count_faults: false,
-        dirty_log: crate::kvm::DirtyLog::Off,
         timeline: &mut Timeline::start(),
     })
     .unwrap()

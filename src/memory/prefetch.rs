@@ -1,0 +1,188 @@
+//! Bringing in the pages of a recorded working set before the guest asks for them, where that pays.
+//!
+//! A page of a warm page cache is not brought in for reading: its fault costs the same afterwards. A page that will be
+//! written is copied: with the copy in place the guest takes one fault for it instead of two, or of one that copies. Pages of a
+//! cold page cache are asked for in few large requests, which a disk serves many times faster than one after the other.
+
+use std::fs::File;
+use std::ops::Range;
+
+use rustix::fs::Advice;
+
+use super::{GuestMemory, addresses, budget, layout};
+
+/// Most bytes copied before the first instruction. What a working set has beyond this is left to the guest's own faults.
+const COPIED_MAX: u64 = 32 << 20;
+/// Ranges whose residence in the page cache stands for that of all.
+const PROBES: usize = 8;
+/// Pages between two ranges that are read along with them from a disk: 32 pages, as large as a request is anyway.
+const GAP: u64 = 32 * 4096;
+
+/// What an answer is expected to touch, as ranges of the `memory` file, sorted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Expected {
+    /// Only read.
+    pub read: Vec<Range<u64>>,
+    /// Written.
+    pub written: Vec<Range<u64>>,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Prefetched {
+    /// Bytes copied into memory of the clone's own.
+    pub copied: u64,
+    /// Bytes that the kernel was asked to read from the disk.
+    pub read_ahead: u64,
+    /// Whether a memory limit, or the lack of memory, left something out.
+    pub cut_short: bool,
+}
+
+/// Asks the kernel to read what is expected and not in the page cache. It does not wait for the disk.
+pub fn read_ahead(file: &File, memory: &GuestMemory, expected: &Expected) -> Prefetched {
+    let mut all: Vec<Range<u64>> = expected.read.iter().chain(&expected.written).cloned().collect();
+    all.sort_unstable_by_key(|range| range.start);
+    if is_warm(memory, &all) {
+        return Prefetched::default();
+    }
+    let mut done = Prefetched::default();
+    for range in merged(&all, GAP) {
+        let len = range.end - range.start;
+        // A hint that is refused costs time and nothing else.
+        if rustix::fs::fadvise(file, range.start, std::num::NonZero::new(len), Advice::WillNeed).is_ok() {
+            done.read_ahead += len;
+        }
+    }
+    done
+}
+
+/// Copies the pages that are expected to be written, within what a memory limit leaves: beyond it the kernel would end the
+/// process instead of failing.
+pub fn copy_written(memory: &GuestMemory, expected: &Expected) -> Prefetched {
+    let places = Places::of(memory);
+    let mut left = budget::free_bytes().unwrap_or(u64::MAX).min(COPIED_MAX);
+    let mut done = Prefetched::default();
+    for range in &expected.written {
+        let len = range.end - range.start;
+        if len > left || !populated(&places, range) {
+            done.cut_short = true;
+            break;
+        }
+        left -= len;
+        done.copied += len;
+    }
+    done
+}
+
+/// Whether pages spread over the ranges are in the page cache.
+fn is_warm(memory: &GuestMemory, ranges: &[Range<u64>]) -> bool {
+    let places = Places::of(memory);
+    let step = (ranges.len() / PROBES).max(1);
+    let resident = |range: &Range<u64>| {
+        let Some(address) = places.address(range) else { return true };
+        let mut state = 0u8;
+        // SAFETY: mincore() writes one byte for the one page asked about, which is mapped for the life of the process.
+        let asked = unsafe { libc::mincore(address as *mut libc::c_void, 4096, &raw mut state) };
+        asked != 0 || state & 1 != 0
+    };
+    ranges.iter().step_by(step).all(resident)
+}
+
+fn populated(places: &Places, range: &Range<u64>) -> bool {
+    let Some(address) = places.address(range) else { return false };
+    let len = usize::try_from(range.end - range.start).unwrap_or(0);
+    // SAFETY: the range lies in guest memory, which is mapped for the life of the process; populating changes no content.
+    unsafe { libc::madvise(address as *mut libc::c_void, len, libc::MADV_POPULATE_WRITE) == 0 }
+}
+
+/// Where the ranges of the file are mapped, found out once: there may be thousands of them.
+struct Places(Vec<(Range<u64>, usize)>);
+
+impl Places {
+    fn of(memory: &GuestMemory) -> Self {
+        let mut offset = 0;
+        let place = |mapped: Range<usize>| {
+            let begin = offset;
+            offset += mapped.len() as u64;
+            (begin..offset, mapped.start)
+        };
+        Places(addresses(memory).into_iter().map(place).collect())
+    }
+
+    /// `None` unless the range lies in one region as a whole.
+    fn address(&self, range: &Range<u64>) -> Option<usize> {
+        let whole = |(of, _): &&(Range<u64>, usize)| of.start <= range.start && range.end <= of.end;
+        let (of, start) = self.0.iter().find(whole)?;
+        Some(start + usize::try_from(range.start - of.start).ok()?)
+    }
+}
+
+/// Ranges with less than `gap` between them made one.
+fn merged(ranges: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
+    let mut merged: Vec<Range<u64>> = Vec::new();
+    for range in ranges {
+        match merged.last_mut().filter(|last| range.start <= last.end.saturating_add(gap)) {
+            Some(last) => last.end = last.end.max(range.end),
+            None => merged.push(range.clone()),
+        }
+    }
+    merged
+}
+
+/// Ranges of pages of 4 KiB cut where one region of guest memory ends: nothing outside of `bytes` of memory is left.
+pub fn within(ranges: impl IntoIterator<Item = Range<u64>>, bytes: u64) -> Vec<Range<u64>> {
+    let regions = layout::regions(bytes);
+    let mut cut = Vec::new();
+    for range in ranges {
+        let part = |region: &layout::Region| {
+            range.start.max(region.file_offset)..range.end.min(region.file_offset + region.len)
+        };
+        cut.extend(regions.iter().map(part).filter(|part| part.start < part.end));
+    }
+    cut
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+    use crate::memory::{Bytes, GuestAddress, copy_on_write};
+
+    #[test]
+    fn what_is_copied_ahead_has_the_file_s_content_and_is_the_clone_s_own() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 4 << 20], 0).unwrap();
+        let memory = copy_on_write(&file, 4 << 20).unwrap();
+        let expected =
+            Expected { read: Vec::from([0..4096]), written: vec![8192..16384, 1 << 20..(1 << 20) + 4096] };
+        assert_eq!(copy_written(&memory, &expected), Prefetched { copied: 12288, ..Prefetched::default() });
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(8192)).unwrap(), 7);
+        memory.write_obj(9u8, GuestAddress(8192)).unwrap();
+        let mut page = [0; 4096];
+        file.read_exact_at(&mut page, 8192).unwrap();
+        assert_eq!(page[0], 7);
+    }
+
+    #[test]
+    fn a_warm_page_cache_is_left_alone() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 1 << 20], 0).unwrap();
+        let memory = copy_on_write(&file, 1 << 20).unwrap();
+        let expected = Expected { read: Vec::from([0..65536]), written: vec![] };
+        assert_eq!(read_ahead(&file, &memory, &expected), Prefetched::default());
+    }
+
+    #[test]
+    fn ranges_near_each_other_are_one_request() {
+        assert_eq!(merged(&[0..10, 12..20, 40..50], 5), [0..20, 40..50]);
+    }
+
+    #[test]
+    fn ranges_outside_of_memory_are_cut_off() {
+        assert_eq!(within([0..4096, 8192..1 << 30, 2 << 30..3 << 30], 2 << 20), [0..4096, 8192..2 << 20]);
+        let hole = layout::MMIO_GAP_START;
+        let across = within(std::iter::once(hole - 4096..hole + 4096), 8 << 30);
+        assert_eq!(across, [hole - 4096..hole, hole..hole + 4096]);
+    }
+}
