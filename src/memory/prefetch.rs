@@ -154,8 +154,10 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 4 << 20], 0).unwrap();
         let memory = copy_on_write(&file, 4 << 20).unwrap();
-        let expected =
-            Expected { read: Vec::from([0..4096]), written: vec![8192..16384, 1 << 20..(1 << 20) + 4096] };
+        let expected = Expected {
+            read: std::iter::once(0..4096).collect(),
+            written: vec![8192..16384, 1 << 20..(1 << 20) + 4096],
+        };
         assert_eq!(copy_written(&memory, &expected), Prefetched { copied: 12288, ..Prefetched::default() });
         assert_eq!(memory.read_obj::<u8>(GuestAddress(8192)).unwrap(), 7);
         memory.write_obj(9u8, GuestAddress(8192)).unwrap();
@@ -169,7 +171,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 1 << 20], 0).unwrap();
         let memory = copy_on_write(&file, 1 << 20).unwrap();
-        let expected = Expected { read: Vec::from([0..65536]), written: vec![] };
+        let expected = Expected { read: std::iter::once(0..65536).collect(), written: vec![] };
         assert_eq!(read_ahead(&file, &memory, &expected), Prefetched::default());
     }
 
