@@ -80,7 +80,7 @@ impl Group {
 }
 
 /// All groups. Two run at a time in this order, so the long ones come first.
-pub const GROUPS: [Group; 17] = [
+pub const GROUPS: [Group; 18] = [
     // Ten bakes of a busy guest one after the other, twice.
     Group::new("whole_cycles", Place::Linux, 1500).memory_mib(12 * 1024),
     // Many clones, agents that fail to answer, each waited for.
@@ -100,6 +100,7 @@ pub const GROUPS: [Group; 17] = [
     Group::new("linux_smp", Place::Linux, 300),
     // What is asserted there is counted in instructions.
     Group::new("figures", Place::Linux, 300).icount(),
+    Group::new("whole_linux", Place::Linux, 400),
     Group::new("whole_cpu", Place::Rig, 120).other_cpu("EPYC,+svm,+npt,-cx16,-avx2,-bmi2,-rdtscp,-xsaveopt"),
     Group::new("whole", Place::Small, 120),
     Group::new("beside", Place::Rig, 120),
