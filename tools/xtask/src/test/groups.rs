@@ -82,7 +82,7 @@ impl Group {
 /// All groups. Two run at a time in this order, so the long ones come first.
 pub const GROUPS: [Group; 18] = [
     // Ten bakes of a busy guest one after the other, twice.
-    Group::new("whole_cycles", Place::Linux, 1500).memory_mib(12 * 1024),
+    Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
     // Many clones, agents that fail to answer, each waited for.
     Group::new("clones_unique", Place::Linux, 400).faults(),
     // The client's imports and several bundles of it.
