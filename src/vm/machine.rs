@@ -474,7 +474,7 @@ impl<'a> Start<'a> {
                 set_tsc_frequency(target, tsc_khz)?;
                 let mut msrs = None;
                 for (vcpu, state) in target.vcpus.iter().zip(&vcpus) {
-                    msrs = Some(vcpu::restore(vcpu, state)?);
+                    msrs = Some(vcpu::restore(target.system, vcpu, state)?);
                 }
                 vcpu::share_tsc_offset(target.vcpus)?;
                 // After the local APICs, to which the I/O APIC may deliver at once.

@@ -5,6 +5,7 @@
 //! which the function makes figures. Figures of groups that were not run this time stay in the report; samples are kept under
 //! `benches/runs/DATE-HOST/PART`.
 
+mod clones;
 mod figures;
 mod groups;
 mod report;
@@ -46,9 +47,11 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
     let groups = chosen(&arguments.groups)?;
     let path = workspace.target("bench/report.json");
     let mut report = Report::load(&path)?;
+    let with_faults = groups.iter().any(|group| group.faults);
+    let product = if with_faults { build::product_with_faults } else { build::product };
     let contents = Contents {
         guest: setup::prepare(workspace)?,
-        product: build::product(workspace, Profile::Release)?,
+        product: product(workspace, Profile::Release)?,
         small_guests: build::small_guests(workspace)?,
         tests: Vec::new(),
     };
@@ -99,14 +102,16 @@ impl Bench<'_> {
     /// Where the figures of a part come from; none where it cannot be measured.
     fn origin_of(&self, part: &Part) -> Option<Origin> {
         match part.place {
-            Place::ExactRig => Some(Origin {
-                host: "emulated AMD host, QEMU TCG, 1 ns per instruction".to_owned(),
-                kernel: self.contents.guest.release.clone(),
-            }),
+            Place::ExactRig => Some(self.rig("emulated AMD host, QEMU TCG, 1 ns per instruction")),
+            Place::Rig => Some(self.rig("emulated AMD host, QEMU TCG")),
             Place::Native => Kvm::of_this_machine()
                 .runs_small_guests()
                 .then(|| Origin { host: host::processor(), kernel: host::kernel_release() }),
         }
+    }
+
+    fn rig(&self, host: &str) -> Origin {
+        Origin { host: host.to_owned(), kernel: self.contents.guest.release.clone() }
     }
 
     /// Runs the script, and returns the directory that it has filled.
@@ -114,7 +119,7 @@ impl Bench<'_> {
         let out = self.workspace.target("bench").join(part.name);
         make_empty_dir(&out)?;
         match part.place {
-            Place::ExactRig => self.in_rig(part, &out)?,
+            Place::ExactRig | Place::Rig => self.in_rig(part, &out)?,
             Place::Native => self.natively(part, &out)?,
         }
         Ok(out)
@@ -127,7 +132,7 @@ impl Bench<'_> {
             inputs: self.tools.clone(),
             environment: vec![("OUT", "/out".to_owned()), ("BENCH_TOOLS", "/in".to_owned())],
             out: Some(out.to_owned()),
-            icount: true,
+            icount: part.place == Place::ExactRig,
             memory_mib: part.memory_mib,
             limit: Duration::from_secs(part.limit),
             ..Job::default()
