@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::figures;
+use super::peer;
 use super::report::Measured;
 use crate::rig::DEFAULT_MEMORY_MIB;
 
@@ -13,6 +14,8 @@ use crate::rig::DEFAULT_MEMORY_MIB;
 pub enum Place {
     /// In the emulated host with the exact clock: figures are counts of instructions, the same on any machine.
     ExactRig,
+    /// The same, with a program that the user has brought.
+    ExactRigWithPeer,
     /// On this machine's own KVM: figures are time, and belong to this machine.
     Native,
 }
@@ -41,7 +44,9 @@ pub struct Part {
 }
 
 /// All groups. A part in the emulated host is a boot of it, so that one that hangs does not cost the others.
-pub const GROUPS: [Group; 1] = [Group {
+pub const GROUPS: [Group; 2] = [MAIN, Group { name: "paging", parts: &[peer::ECHO, peer::PYTHON] }];
+
+const MAIN: Group = Group {
     name: "main",
     parts: &[
         in_rig("echo", "main.sh", figures::echo),
@@ -56,7 +61,7 @@ pub const GROUPS: [Group; 1] = [Group {
             figures: figures::native,
         },
     ],
-}];
+};
 
 const fn in_rig(name: &'static str, script: &'static str, figures: fn(&Path) -> Result<Measured>) -> Part {
     let (place, memory_mib) = (Place::ExactRig, DEFAULT_MEMORY_MIB);

@@ -7,6 +7,7 @@
 
 mod figures;
 mod groups;
+mod peer;
 mod report;
 mod samples;
 mod targets;
@@ -28,6 +29,7 @@ use crate::rig::{Contents, Job, RigHost, pass_on};
 use crate::setup;
 use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
 use groups::{GROUPS, Group, Part, Place};
+use peer::Peer;
 use report::{Origin, Report};
 
 /// What to measure.
@@ -36,6 +38,9 @@ pub struct BenchArguments {
     /// Fail when a figure misses its target or is not in the report.
     #[arg(long)]
     check: bool,
+    /// A monitor to run beside Ember: firecracker=PATH, the path of a static build.
+    #[arg(long, value_name = "NAME=PATH")]
+    peer: Option<Peer>,
     /// Only these groups.
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
@@ -52,7 +57,7 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
         small_guests: build::small_guests(workspace)?,
         tests: Vec::new(),
     };
-    let bench = Bench { workspace, tools: tools::build(workspace)?, contents };
+    let bench = Bench { workspace, tools: tools::build(workspace)?, contents, peer: arguments.peer.as_ref() };
     for part in groups.iter().flat_map(|group| group.parts) {
         bench.part(part, &mut report)?;
         report.save(&path)?;
@@ -79,11 +84,16 @@ struct Bench<'a> {
     workspace: &'a Workspace,
     contents: Contents,
     tools: Vec<PathBuf>,
+    peer: Option<&'a Peer>,
 }
 
 impl Bench<'_> {
     /// Measures a part, where that is possible, and adds its figures to the report.
     fn part(&self, part: &Part, report: &mut Report) -> Result<()> {
+        if part.place == Place::ExactRigWithPeer && self.peer.is_none() {
+            say(peer::LEFT_OUT);
+            return Ok(());
+        }
         let Some(origin) = self.origin_of(part) else {
             say(&format!("bench {} needs a /dev/kvm that this user may open, and there is none", part.name));
             return Ok(());
@@ -99,7 +109,7 @@ impl Bench<'_> {
     /// Where the figures of a part come from; none where it cannot be measured.
     fn origin_of(&self, part: &Part) -> Option<Origin> {
         match part.place {
-            Place::ExactRig => Some(Origin {
+            Place::ExactRig | Place::ExactRigWithPeer => Some(Origin {
                 host: "emulated AMD host, QEMU TCG, 1 ns per instruction".to_owned(),
                 kernel: self.contents.guest.release.clone(),
             }),
@@ -114,18 +124,24 @@ impl Bench<'_> {
         let out = self.workspace.target("bench").join(part.name);
         make_empty_dir(&out)?;
         match part.place {
-            Place::ExactRig => self.in_rig(part, &out)?,
+            Place::ExactRig | Place::ExactRigWithPeer => self.in_rig(part, &out)?,
             Place::Native => self.natively(part, &out)?,
         }
         Ok(out)
     }
 
     fn in_rig(&self, part: &Part, out: &Path) -> Result<()> {
+        let mut inputs = self.tools.clone();
+        let mut environment = vec![("OUT", "/out".to_owned()), ("BENCH_TOOLS", "/in".to_owned())];
+        if let Some(peer) = self.peer.filter(|_| part.place == Place::ExactRigWithPeer) {
+            inputs.push(peer.program.clone());
+            environment.push(("PEER", peer.in_job()?));
+        }
         let job = Job {
             name: format!("bench-{}", part.name),
             script: format!("exec sh \"$EMBER_BENCHES/{}\" {}\n", part.script, part.argument),
-            inputs: self.tools.clone(),
-            environment: vec![("OUT", "/out".to_owned()), ("BENCH_TOOLS", "/in".to_owned())],
+            inputs,
+            environment,
             out: Some(out.to_owned()),
             icount: true,
             memory_mib: part.memory_mib,
