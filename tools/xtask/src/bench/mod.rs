@@ -3,8 +3,9 @@
 //! A group has parts, each a script under `benches/` and a function in `figures.rs`. The script finds the product through the
 //! same variables as the tests and the C programs of `benches/` in `$BENCH_TOOLS`; it leaves samples in the directory `$OUT`, of
 //! which the function makes figures. Figures of groups that were not run this time stay in the report; samples are kept under
-//! `benches/runs/DATE-HOST/PART`.
+//! `benches/runs/DATE-HOST/PART`. `draw` makes pictures of both, at the end or with `--draw` alone.
 
+mod draw;
 mod figures;
 mod groups;
 mod peer;
@@ -41,6 +42,9 @@ pub struct BenchArguments {
     /// A monitor to run beside Ember: firecracker=PATH, the path of a static build.
     #[arg(long, value_name = "NAME=PATH")]
     peer: Option<Peer>,
+    /// Measure nothing, draw target/bench/report.html of what is there.
+    #[arg(long, conflicts_with_all = ["groups", "check", "peer"])]
+    draw: bool,
     /// Only these groups.
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
@@ -51,6 +55,9 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
     let groups = chosen(&arguments.groups)?;
     let path = workspace.target("bench/report.json");
     let mut report = Report::load(&path)?;
+    if arguments.draw {
+        return draw::draw(workspace, &report).map(|()| ExitCode::SUCCESS);
+    }
     let contents = Contents {
         guest: setup::prepare(workspace)?,
         product: build::product(workspace, Profile::Release)?,
@@ -65,6 +72,7 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
     print!("{report}");
     let missed = targets::missed(&report);
     missed.iter().for_each(|line| println!("missed: {line}"));
+    draw::draw(workspace, &report)?;
     Ok(if arguments.check && !missed.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
