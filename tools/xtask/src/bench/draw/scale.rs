@@ -48,6 +48,7 @@ pub fn ticks(max: f64) -> Vec<f64> {
 /// Microseconds with three digits and the unit that suits them.
 pub fn time(us: f64) -> String {
     match us.abs() {
+        0.0 => "0".to_owned(),
         size if size >= 1e6 => format!("{} s", digits(us / 1e6)),
         size if size >= 1e3 => format!("{} ms", digits(us / 1e3)),
         _ => format!("{} \u{b5}s", digits(us)),
@@ -87,9 +88,13 @@ mod tests {
 
     #[test]
     fn quantities_have_three_digits_and_a_unit() {
-        for (us, text) in
-            [(906_500.0, "906 ms"), (11_291.4, "11.3 ms"), (1_234.0, "1.23 ms"), (42.0, "42.0 \u{b5}s")]
-        {
+        for (us, text) in [
+            (0.0, "0"),
+            (906_500.0, "906 ms"),
+            (11_291.4, "11.3 ms"),
+            (1_234.0, "1.23 ms"),
+            (42.0, "42.0 \u{b5}s"),
+        ] {
             assert_eq!(time(us), text);
         }
         assert_eq!((quantity(0.5, ""), quantity(4.2, "%")), ("0.500".to_owned(), "4.20 %".to_owned()));

@@ -90,21 +90,27 @@ impl Svg {
 
     /// For a page that has [`STYLE`].
     pub fn inline(&self) -> String {
-        self.with("", "")
+        self.with("", 0.0, "")
     }
 
-    /// A file of its own.
+    /// A file of its own, with a margin.
     pub fn standalone(&self) -> String {
-        let paper = format!(r#"<rect width="{}" height="{:.0}" class="paper"/>"#, Self::WIDTH, self.height);
-        self.with(r#" xmlns="http://www.w3.org/2000/svg""#, &format!("<style>{STYLE}</style>\n{paper}\n"))
+        let paper = r#"<rect x="-24" y="-24" width="100%" height="100%" class="paper"/>"#;
+        self.with(
+            r#" xmlns="http://www.w3.org/2000/svg""#,
+            24.0,
+            &format!("<style>{STYLE}</style>\n{paper}\n"),
+        )
     }
 
-    fn with(&self, attributes: &str, first: &str) -> String {
-        let (width, height, body) = (Self::WIDTH, self.height, &self.body);
-        let title = escape(&self.title);
+    fn with(&self, attributes: &str, margin: f64, first: &str) -> String {
+        let (width, height) = (Self::WIDTH + 2.0 * margin, self.height + 2.0 * margin);
+        let (title, body) = (escape(&self.title), &self.body);
         format!(
-            "<svg{attributes} viewBox=\"0 0 {width} {height:.0}\" class=\"chart\" role=\"img\" aria-label=\"{title}\">\n\
-             <title>{title}</title>\n{first}{body}</svg>\n"
+            "<svg{attributes} viewBox=\"{:.0} {:.0} {width:.0} {height:.0}\" class=\"chart\" role=\"img\" aria-label=\"{title}\">\n\
+             <title>{title}</title>\n{first}{body}</svg>\n",
+            0.0 - margin,
+            0.0 - margin,
         )
     }
 }
