@@ -114,7 +114,7 @@ fn a_host_without_kvm_is_told_with_what_to_do() {
 #[test]
 fn the_bundle_of_somebody_else_cannot_be_read() {
     if !is_root() {
-        // Nobody here could make one.
+        // Nobody here could make one. In the emulated host, where this runs as well, the tests are root.
         return;
     }
     let place = public();

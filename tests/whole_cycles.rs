@@ -19,7 +19,8 @@ use linux::{bake, with_root};
 
 /// Restore, work, bake again from the running clone.
 const CYCLES: usize = 10;
-/// Longest time of one cycle; in the emulated host it takes half a minute.
+/// Longest time of one cycle for each GiB of memory; in the emulated host 256 MiB take some 20 seconds. Free memory is made zero
+/// in the midst of the work.
 const CYCLE_LIMIT: Duration = Duration::from_secs(240);
 
 /// Every kind of work at once, which checks its own results. It ends when it is told to.
@@ -29,8 +30,9 @@ const START: &str = "dmesg >/tmp/log
 sleep 2";
 
 /// Prints what must not be: new messages of the kernel but for the one that each restore brings, an end, a failure.
-const CHECK: &str = "sleep 1
-dmesg | tail -n +$(($(wc -l </tmp/log)+1)) | grep -v 'crng reseeded due to virtual machine fork'
+const CHECK_BEGIN: &str = "sleep 1
+dmesg | tail -n +$(($(wc -l </tmp/log)+1)) | grep -v 'crng reseeded due to virtual machine fork'";
+const CHECK_END: &str = "
 [ ! -e /tmp/status ] || echo ended with $(cat /tmp/status)
 grep -iE 'fail|error|abort' /tmp/stress.log /tmp/out
 ps | grep -q '[s]tress-ng' || echo nobody works
@@ -46,27 +48,36 @@ fn stress_root() -> PathBuf {
         .into()
 }
 
+/// What more a kernel may say: four vCPUs that all work share the one processor of the emulated host, and whichever waits for it
+/// within its timer interrupt notices.
+fn tolerated(vcpus: u32) -> &'static str {
+    if vcpus > 2 { " | grep -v 'hrtimer: interrupt took'" } else { "" }
+}
+
 /// A run of the bundle, whose clone is baked again.
 #[track_caller]
-fn run(bundle: &Path, script: &str, to: Option<&Path>) -> Ended {
+fn run(bundle: &Path, script: &str, to: Option<&Path>, limit: Duration) -> Ended {
     let mut command = ember(["run", "--event-text", script]);
     command.arg(bundle);
     if let Some(to) = to {
         command.arg("--bake-to").arg(to);
     }
-    end_within(start(&mut command), CYCLE_LIMIT)
+    end_within(start(&mut command), limit)
 }
 
 /// Bakes a guest, sets it to work, takes it through `cycles`, and lets it say how it was.
-fn cycles(place: &Place, vcpus: u32, memory: &str, cycles: usize) {
+fn cycles(place: &Place, vcpus: u32, memory_mib: u32, cycles: usize) {
+    let memory = format!("{memory_mib}MiB");
+    let limit = CYCLE_LIMIT * memory_mib.div_ceil(1024);
+    let check = format!("{CHECK_BEGIN}{}{CHECK_END}", tolerated(vcpus));
     let at = |number: usize| place.join(&format!("cycle-{number}"));
     let arguments =
-        ["--vcpus", &vcpus.to_string(), "--memory", memory, "--event-timeout", "200s", "--", "/bin/sh"];
+        ["--vcpus", &vcpus.to_string(), "--memory", &memory, "--event-timeout", "200s", "--", "/bin/sh"];
     bake(&at(0), with_root(&stress_root(), &arguments)).succeeds();
-    run(&at(0), START, Some(&at(1))).succeeds();
+    run(&at(0), START, Some(&at(1)), limit).succeeds();
     for cycle in 1..=cycles {
         let begin = Instant::now();
-        let ended = run(&at(cycle), CHECK, Some(&at(cycle + 1)));
+        let ended = run(&at(cycle), &check, Some(&at(cycle + 1)), limit);
         assert_eq!(ended.succeeds().text(), "", "in cycle {cycle}: {ended:?}");
         println!(
             "{vcpus} vCPUs, {memory}: cycle {cycle} of {cycles} ok, {:.0} s",
@@ -75,7 +86,7 @@ fn cycles(place: &Place, vcpus: u32, memory: &str, cycles: usize) {
         fs::remove_dir_all(at(cycle - 1)).unwrap();
     }
     finish(ember(["verify"]).arg(at(cycles + 1))).succeeds();
-    let ended = run(&at(cycles + 1), STOP, None);
+    let ended = run(&at(cycles + 1), STOP, None, limit);
     ended.answers("status 0\nsuccessful run completed\n");
 }
 
@@ -84,21 +95,21 @@ mod full {
 
     #[test]
     fn one_vcpu_goes_through_ten_cycles_under_load() {
-        cycles(&Place::new(), 1, "256MiB", CYCLES);
+        cycles(&Place::new(), 1, 256, CYCLES);
     }
 
     #[test]
     fn two_vcpus_go_through_ten_cycles_under_load() {
-        cycles(&Place::new(), 2, "256MiB", CYCLES);
+        cycles(&Place::new(), 2, 256, CYCLES);
     }
 
     #[test]
     fn four_vcpus_go_through_a_cycle_under_load() {
-        cycles(&Place::new(), 4, "512MiB", 1);
+        cycles(&Place::new(), 4, 512, 1);
     }
 
     #[test]
     fn eight_gib_go_through_a_cycle_under_load() {
-        cycles(&Place::new(), 1, "8GiB", 1);
+        cycles(&Place::new(), 1, 8192, 1);
     }
 }

@@ -1,21 +1,22 @@
 /* Starts programs in turn and times them from outside.
  *
  *   cc -O2 -static -o starter starter.c
- *   starter OUT SAMPLES PAUSE_US LABEL PROGRAM [ARGUMENT...] [-- LABEL PROGRAM [ARGUMENT...]]...
+ *   starter OUT SAMPLES PAUSE_US LABEL [NAME=VALUE...] PROGRAM [ARGUMENT...] [-- LABEL ...]...
  *
  * A round starts every program once, so that a drift of the machine's speed meets all alike; before each start there is a
  * random pause below PAUSE_US, because samples that follow each other at once fall into step with the scheduler's ticks.
  * OUT gets a line of JSON per start:
  *
- *   {"label", "first_byte_us", "end_us", "timing", "start_us", "answer"}
+ *   {"label", "first_byte_us", "first_byte_unix_us", "end_us", "timing", "start_us", "answer"}
  *
  * Everything counts from CLOCK_MONOTONIC just before the program is spawned: `first_byte_us` to the first byte of its
- * standard output, `end_us` to when its output is closed and it has been waited for. `timing` is its standard error if that
+ * standard output, `end_us` to when its output is closed and it has been waited for. `first_byte_unix_us` is the wall clock at
+ * the first byte. `timing` is its standard error if that
  * is a JSON object (`ember run --timing=json`), else null; `start_us` is how long after the spawn the clock in there began.
  * `answer` is the beginning of its output. A program that fails, or says nothing, ends the whole with its standard error.
  *
  * A program's descendants that outlive it are waited for before the next pause (`ember run` leaves the end of its machine to
- * such a one).
+ * such a one). Words NAME=VALUE in front of the program are added to its environment, as env(1) would, without being one more program.
  *
  * It is small and static, so that spawning costs what it costs a small program: no copied page tables, no relocations. */
 #define _GNU_SOURCE
@@ -39,6 +40,7 @@ enum {
 
 struct sample {
     uint64_t begin, first_byte, end; /* CLOCK_MONOTONIC, ns */
+    uint64_t first_byte_unix;        /* CLOCK_REALTIME, ns */
     char answer[ANSWER_MAX + 1], errors[ERRORS_MAX + 1];
 };
 
@@ -48,11 +50,11 @@ static void die(const char *what)
     exit(1);
 }
 
-static uint64_t now(void)
+static uint64_t now(clockid_t clock)
 {
     struct timespec time;
 
-    clock_gettime(CLOCK_MONOTONIC, &time);
+    clock_gettime(clock, &time);
     return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
 }
 
@@ -102,9 +104,22 @@ static void open_pipe(int ends[2])
         die("make a pipe");
 }
 
-static pid_t spawn(char **command, int output, int errors)
+/* Adds the words NAME=VALUE in front of the program to the environment, or takes them out again; tells where the program is. */
+static char **set_environment(char **words, int add)
+{
+    for (char *value; (value = strchr(*words, '=')) != NULL; words++) {
+        *value = 0;
+        if ((add ? setenv(*words, value + 1, 1) : unsetenv(*words)) < 0)
+            die("set the environment");
+        *value = '=';
+    }
+    return words;
+}
+
+static pid_t spawn(char **words, int output, int errors)
 {
     extern char **environ;
+    char **command = set_environment(words, 1);
     posix_spawn_file_actions_t actions;
     pid_t child;
 
@@ -116,6 +131,7 @@ static pid_t spawn(char **command, int output, int errors)
     if (errno != 0)
         die(command[0]);
     posix_spawn_file_actions_destroy(&actions);
+    set_environment(words, 0);
     return child;
 }
 
@@ -134,17 +150,18 @@ static void measure(char **command, struct sample *sample)
 
     open_pipe(output);
     open_pipe(errors);
-    sample->begin = now();
+    sample->begin = now(CLOCK_MONOTONIC);
     child = spawn(command, output[1], errors[1]);
     close(output[1]);
     close(errors[1]);
     first = read_some(output[0], sample->answer, ANSWER_MAX);
-    sample->first_byte = now();
+    sample->first_byte = now(CLOCK_MONOTONIC);
+    sample->first_byte_unix = now(CLOCK_REALTIME);
     if (first > 0)
         read_rest(output[0], sample->answer, first, ANSWER_MAX);
     if (waitpid(child, &status, 0) != child)
         die("wait for the program");
-    sample->end = now();
+    sample->end = now(CLOCK_MONOTONIC);
     wait_for_descendants();
     /* Less than a pipe holds, so nobody waited for this to be read. */
     read_rest(errors[0], sample->errors, 0, ERRORS_MAX);
@@ -191,6 +208,7 @@ static void print_sample(FILE *out, const char *label, const struct sample *samp
     fputs("{\"label\":", out);
     print_string(out, label);
     fprintf(out, ",\"first_byte_us\":%.3f", (double)(sample->first_byte - sample->begin) / 1000);
+    fprintf(out, ",\"first_byte_unix_us\":%.3f", (double)sample->first_byte_unix / 1000);
     fprintf(out, ",\"end_us\":%.3f,", (double)(sample->end - sample->begin) / 1000);
     print_timing(out, sample);
     fputs("\"answer\":", out);
@@ -229,7 +247,7 @@ int main(int count, char **arguments)
     int programs;
 
     if (count < 6) {
-        fputs("usage: starter OUT SAMPLES PAUSE_US LABEL PROGRAM [ARGUMENT...] [-- LABEL PROGRAM [ARGUMENT...]]...\n", stderr);
+        fputs("usage: starter OUT SAMPLES PAUSE_US LABEL [NAME=VALUE...] PROGRAM [ARGUMENT...] [-- LABEL ...]...\n", stderr);
         return 2;
     }
     if (prctl(PR_SET_CHILD_SUBREAPER, 1) < 0)

@@ -4,6 +4,7 @@
 //! A bundle is a directory of plainly named files. It is written under another name, synced, then renamed, and never
 //! written again. Its files are for their owner alone: they hold whatever the function had in memory.
 
+mod chunks;
 mod content;
 mod directory;
 mod draft;
@@ -15,6 +16,7 @@ mod tests;
 mod verify;
 mod workplace;
 
+pub use chunks::MemoryChunks;
 pub use draft::{Draft, DraftError, Finished, FinishedFile, Sharing};
 pub use inspect::{FileSummary, Inspection, MemorySummary, SectionSummary, StateSummary, WorkingSetSummary};
 pub use memory_file::{MemoryReport, MemoryWriter};

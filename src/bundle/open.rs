@@ -208,11 +208,31 @@ impl Bundle {
     /// # Errors
     /// The index is refused, or says that this bundle does not hold all of the memory.
     pub fn memory(&self) -> Result<&File, OpenError> {
-        let index = self.index()?;
+        self.memory_of(&self.index()?)
+    }
+
+    /// The guest's memory, whose index is `index`.
+    pub(super) fn memory_of(&self, index: &MemoryIndex) -> Result<&File, OpenError> {
         match index.count(|place| matches!(place, Place::Parent { .. })) {
             0 => Ok(&self.plain(names::MEMORY)?.file),
             chunks => Err(OpenError::Parent { chunks }),
         }
+    }
+
+    /// Looks whether every file is still as long as the manifest says: whoever cuts one short while a clone runs takes its
+    /// pages away.
+    ///
+    /// # Errors
+    /// The first file that is not.
+    pub fn check_lengths(&self) -> Result<(), OpenError> {
+        for (name, file) in self.files() {
+            let read = |source| OpenError::Read { name: name.to_owned(), source };
+            let found = file.file.metadata().map_err(read)?.len();
+            if found != file.len {
+                return Err(OpenError::Length { name: name.to_owned(), found, expected: file.len });
+            }
+        }
+        Ok(())
     }
 
     /// The image behind a drive. Its content is not checked: what is wrong in it is the guest's own affair.

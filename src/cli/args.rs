@@ -1,11 +1,13 @@
 //! The command line, as typed.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Size, Span};
+use crate::config::{Paging, Size, Span, Verify};
 use crate::function::MACHINE_ID_LEN;
 
 /// Restores microVMs from warm snapshots in milliseconds.
@@ -222,6 +224,50 @@ pub struct EventArgs {
     pub header: Vec<String>,
 }
 
+/// How a clone's memory comes into being.
+#[derive(Debug, Clone, Args)]
+pub struct PagingArgs {
+    /// What serves the pages that the clone touches
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Paging::Auto)]
+    pub paging: Paging,
+    /// What is checked of memory and drives
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Verify::State)]
+    pub verify: Verify,
+    /// Open descriptor of /dev/userfaultfd, from a launcher
+    #[arg(long, value_name = "FD", env = "EMBER_USERFAULTFD")]
+    pub userfaultfd: Option<RawFd>,
+}
+
+impl ValueEnum for Paging {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Paging::Auto, Paging::Mmap, Paging::Uffd]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()).help(match self {
+            Paging::Auto => "mmap, or uffd where --verify touched asks for it",
+            Paging::Mmap => "the kernel, from the memory file; clones share what they do not write",
+            Paging::Uffd => "a thread of Ember, through userfaultfd",
+        }))
+    }
+}
+
+impl ValueEnum for Verify {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Verify::State, Verify::Touched, Verify::All]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(PossibleValue::new(self.name()).help(match self {
+            Verify::State => "nothing; manifest, state and index are checked in any case",
+            Verify::Touched => {
+                "each chunk of memory before the clone sees it; with mmap not what its own faults bring in"
+            }
+            Verify::All => "every file, before the start",
+        }))
+    }
+}
+
 /// `ember run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -229,6 +275,8 @@ pub struct RunArgs {
     pub bundle: PathBuf,
     #[command(flatten)]
     pub event: EventArgs,
+    #[command(flatten)]
+    pub paging: PagingArgs,
     /// Environment value delivered after the restore; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub env: Vec<(String, String)>,
@@ -248,7 +296,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub repeat: u32,
     /// Boot the bundle's kernel instead of restoring
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["paging", "verify"])]
     pub cold: bool,
     /// Bake the clone to this bundle once it has answered
     #[arg(long, value_name = "BUNDLE", conflicts_with_all = ["count", "cold"])]
@@ -283,6 +331,8 @@ pub struct BenchArgs {
     pub bundle: PathBuf,
     #[command(flatten)]
     pub event: EventArgs,
+    #[command(flatten)]
+    pub paging: PagingArgs,
     /// Pairs of one cold and one warm start, in turn
     #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub pairs: u32,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::args::{BenchArgs, EventArgs};
+use super::args::{BenchArgs, EventArgs, PagingArgs};
 use super::failure::{Failure, Kind};
 use super::progress::Progress;
 use super::report::us;
@@ -81,12 +81,21 @@ fn command(program: &std::path::Path, args: &BenchArgs, cold: bool) -> Start {
     let mut words = vec!["run".to_owned(), args.bundle.display().to_string()];
     if cold {
         words.push("--cold".to_owned());
+    } else {
+        words.extend(paging_words(&args.paging));
     }
     if let Some(timeout) = args.timeout {
         words.extend(["--timeout".to_owned(), format!("{}ms", timeout.milliseconds())]);
     }
     words.extend(event_words(&args.event));
     Start { program: program.to_owned(), args: words }
+}
+
+/// How the clone's memory comes into being, to be given on. A descriptor is inherited.
+fn paging_words(paging: &PagingArgs) -> Vec<String> {
+    let mut words = vec![format!("--paging={}", paging.paging), format!("--verify={}", paging.verify)];
+    words.extend(paging.userfaultfd.map(|fd| format!("--userfaultfd={fd}")));
+    words
 }
 
 /// The flags of an event, to be given on.

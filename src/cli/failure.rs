@@ -3,11 +3,11 @@
 use std::error::Error;
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What kind of failure it was, and with it the exit code (docs/exit-codes.md). `run` exits with the function's own code when the
 /// function answered; these are Ember's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum Kind {
@@ -42,8 +42,8 @@ impl Kind {
     }
 }
 
-/// A failed command.
-#[derive(Debug)]
+/// A failed command. A process may report it for another.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Failure {
     kind: Kind,
     /// The error and its causes, outermost first.
@@ -67,11 +67,6 @@ impl Failure {
         Failure { kind, chain: vec![text.into()], detail: None }
     }
 
-    /// A failure that was reported by another process.
-    pub fn from_parts(kind: Kind, chain: Vec<String>, detail: Option<String>) -> Self {
-        Failure { kind, chain, detail }
-    }
-
     /// Adds what the guest said last.
     pub fn with_detail(mut self, detail: Option<String>) -> Self {
         self.detail = self.detail.or(detail.filter(|text| !text.trim().is_empty()));
@@ -81,16 +76,6 @@ impl Failure {
     /// Its kind.
     pub fn kind(&self) -> Kind {
         self.kind
-    }
-
-    /// The error and its causes, outermost first.
-    pub fn chain(&self) -> &[String] {
-        &self.chain
-    }
-
-    /// What the guest said last.
-    pub fn detail(&self) -> Option<&str> {
-        self.detail.as_deref()
     }
 
     /// As `--json` shows it.

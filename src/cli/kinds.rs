@@ -7,6 +7,7 @@ use crate::config::{ConfigError, EventError, InvalidError};
 use crate::devices::DeviceError;
 use crate::function::SessionError;
 use crate::jail::ForkError;
+use crate::memory::PagerError;
 use crate::rootfs::{DetectError, RootfsError};
 use crate::vm::{
     BuildError, CaptureError, DriveError, InvokeError, LoadError, RunError, StartError, WarmError,
@@ -140,7 +141,19 @@ impl ToFailure for StartError {
             StartError::Saved(_) => Kind::BadBundle,
             StartError::Build(error) => error.kind(),
             StartError::Load(_) => Kind::BadBundle,
-            StartError::Map(_) | StartError::Delta { .. } => Kind::HostCannot,
+            StartError::Verify(error) => error.kind(),
+            StartError::Map(_) | StartError::Paged(_) | StartError::Watch(_) | StartError::Delta { .. } => {
+                Kind::HostCannot
+            }
+        }
+    }
+}
+
+impl ToFailure for PagerError {
+    fn kind(&self) -> Kind {
+        match self {
+            PagerError::Chunk(error) if error.is_bad_content() => Kind::BadBundle,
+            _ => Kind::HostCannot,
         }
     }
 }

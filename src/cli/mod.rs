@@ -15,6 +15,7 @@ mod image;
 mod inspect;
 mod kinds;
 mod output;
+mod paging;
 mod progress;
 mod rebake;
 mod report;
@@ -29,20 +30,22 @@ use std::process::ExitCode;
 
 use crate::vm::Timeline;
 
+use apart::Way;
 use args::{Cli, Command};
 use failure::{Failure, Kind};
 
 /// Parses the command line, runs the command, prints a failure once, and gives the exit code.
 pub fn main() -> ExitCode {
     let mut timeline = Timeline::of_process();
+    let as_json = || std::env::args_os().any(|word| word == "--json");
     let code = if is_apart() {
-        apart::in_child(|| {
+        apart::in_child(|way| {
             timeline.mark("fork");
-            command(timeline)
+            command(timeline, way)
         })
-        .unwrap_or_else(|failure| report(&failure, std::env::args_os().any(|word| word == "--json")))
+        .unwrap_or_else(|failure| report(&failure, as_json()))
     } else {
-        command(timeline)
+        command(timeline, Way::User { as_json: as_json() })
     };
     ExitCode::from(code)
 }
@@ -55,20 +58,21 @@ fn is_apart() -> bool {
         && !words.any(|word| word.as_encoded_bytes().starts_with(b"--bake-to"))
 }
 
-fn command(mut timeline: Timeline) -> u8 {
+/// `way` is whom a clone tells that it must end at once.
+fn command(mut timeline: Timeline, way: Way) -> u8 {
     let cli = match Cli::from_words(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
     timeline.mark("arguments");
     let as_json = wants_json(&cli.command);
-    run(cli.command, timeline).unwrap_or_else(|failure| report(&failure, as_json))
+    run(cli.command, timeline, way).unwrap_or_else(|failure| report(&failure, as_json))
 }
 
-fn run(command: Command, timeline: Timeline) -> Result<u8, Failure> {
+fn run(command: Command, timeline: Timeline, way: Way) -> Result<u8, Failure> {
     match command {
         Command::Bake(args) => bake::bake(*args),
-        Command::Run(args) => run::run(&args, timeline),
+        Command::Run(args) => run::run(&args, timeline, way),
         Command::Bench(args) => bench::bench(&args),
         Command::Inspect(args) => inspect::inspect(&args),
         Command::Verify(args) => verify::verify(&args),

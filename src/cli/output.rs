@@ -52,6 +52,9 @@ pub fn timing(report: &Report) {
     rows.add_row(["sum".to_owned(), format!("{sum:.0}")]);
     // The answer that stands before it on a terminal may have no line end.
     eprintln!("\n{rows}\nblock requests: {}", report.block_requests());
+    if let Some(paging) = report.paging() {
+        eprintln!("{}", paging.line());
+    }
     let events = report.events_us();
     if events.len() > 1 {
         let all: Vec<String> = events.iter().map(|us| format!("{us:.0}")).collect();

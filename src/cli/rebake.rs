@@ -85,6 +85,8 @@ impl Rebake {
         let read_only = parent.drives.iter().filter(|drive| drive.read_only).map(|drive| drive.file.as_str());
         let images = [names::KERNEL, names::INITRAMFS].into_iter().filter(|name| bundle.has(name));
         read_only.chain(images).try_for_each(|name| self.draft.share(bundle, name))?;
+        // A parent that was cut short meanwhile has holes where content was.
+        bundle.check_lengths()?;
         let cpu = CpuRequirements { tsc_khz: frozen.tsc_khz(), ..parent.cpu.clone() };
         // It has become a bundle, and nobody wants it to run on.
         frozen.keep();

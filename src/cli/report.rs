@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::vm::{ANSWERED, FIRST_ANSWER, FIRST_INSTRUCTION, Timeline};
 
 use super::failure::{Failure, Kind};
+use super::paging::ToldPaging;
 use super::rebake::Rebaked;
 use super::run::{Lived, Row};
 use super::sink::Collected;
@@ -17,7 +18,7 @@ use super::statistics::Distribution;
 /// The report.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    result: Result<Told, ToldFailure>,
+    result: Result<Told, Failure>,
     /// Phases and their microseconds, in order.
     phases: Vec<(String, f64)>,
     /// CLOCK_MONOTONIC at the process's start, nanoseconds.
@@ -34,14 +35,8 @@ struct Told {
     exit_code: i32,
     events_us: Vec<f64>,
     block_requests: u64,
+    paging: Option<ToldPaging>,
     rebaked: Option<Rebaked>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-struct ToldFailure {
-    code: u8,
-    chain: Vec<String>,
-    detail: Option<String>,
 }
 
 /// Microseconds.
@@ -52,18 +47,13 @@ pub fn us(duration: Duration) -> f64 {
 impl Report {
     /// The report of a life.
     pub fn new(outcome: Result<Lived, Failure>, timeline: &Timeline, answer: Option<Collected>) -> Self {
-        let result = outcome
-            .map(|lived| Told {
-                exit_code: lived.exit_code,
-                events_us: lived.events.into_iter().map(us).collect(),
-                block_requests: lived.block_requests,
-                rebaked: lived.rebaked,
-            })
-            .map_err(|failure| ToldFailure {
-                code: failure.kind().code(),
-                chain: failure.chain().to_vec(),
-                detail: failure.detail().map(str::to_owned),
-            });
+        let result = outcome.map(|lived| Told {
+            exit_code: lived.exit_code,
+            events_us: lived.events.into_iter().map(us).collect(),
+            block_requests: lived.block_requests,
+            paging: lived.paging,
+            rebaked: lived.rebaked,
+        });
         Report {
             result,
             phases: timeline.phases().into_iter().map(|(name, took)| (name.to_owned(), us(took))).collect(),
@@ -75,12 +65,23 @@ impl Report {
         }
     }
 
+    /// The report of a life that is to end at once.
+    pub fn failed(failure: Failure) -> Self {
+        Report::new(Err(failure), &Timeline::start(), None)
+    }
+
+    /// As it is sent.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        // Text and numbers always have a form in JSON.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
     /// Sends it and closes the pipe.
     ///
     /// # Errors
     /// The parent is gone.
     pub fn send(&self, mut to: File) -> io::Result<()> {
-        to.write_all(&serde_json::to_vec(self)?)
+        to.write_all(&self.to_bytes())
     }
 
     /// Reads a report to the end of the pipe; `None` when the process ended without one.
@@ -104,10 +105,7 @@ impl Report {
         match &self.result {
             // A process's exit code has eight bits.
             Ok(told) => Ok(told.exit_code.to_le_bytes()[0]),
-            Err(told) => {
-                let kind = Kind::from_code(told.code).unwrap_or(Kind::Internal);
-                Err(Failure::from_parts(kind, told.chain.clone(), told.detail.clone()))
-            }
+            Err(failure) => Err(failure.clone()),
         }
     }
 
@@ -119,6 +117,11 @@ impl Report {
     /// Time of each event, microseconds.
     pub fn events_us(&self) -> &[f64] {
         self.result.as_ref().map_or(&[], |told| &told.events_us)
+    }
+
+    /// How the clone's memory came into being.
+    pub fn paging(&self) -> Option<&ToldPaging> {
+        self.result.as_ref().ok()?.paging.as_ref()
     }
 
     /// Block requests until the last answer.
@@ -137,6 +140,9 @@ impl Report {
             "exit_code": self.result.as_ref().map_or(0, |told| told.exit_code),
             "answer": self.answer,
         });
+        if let Some(paging) = self.paging() {
+            object["paging"] = serde_json::json!(paging);
+        }
         if let Some(rebaked) = self.rebaked() {
             object["baked"] = serde_json::json!(rebaked);
         }
@@ -157,6 +163,7 @@ impl Report {
             "answered_us": self.answered_us,
             "events_us": self.events_us(),
             "block_requests": self.block_requests(),
+            "paging": self.paging(),
         })
     }
 }

@@ -4,6 +4,7 @@
 //! VM that has run is closed with it, is nobody's latency. It is tied to the parent's end, so that nothing stays behind.
 //! Of several clones each gets a process of its own.
 
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use crate::bundle::Bundle;
@@ -11,22 +12,23 @@ use crate::function::{Conversation, Event};
 use crate::jail::{Forked, fork_machine};
 use crate::vm::{self, Drive, Timeline};
 
-use super::apart::{died, pipe};
+use super::apart::{Way, died, pipe};
 use super::args::{RunArgs, TimingFormat};
 use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::identity;
+use super::paging::{ToldPaging, restore_options};
 use super::rebake::{Rebake, Rebaked};
 use super::report::{Report, ToldTimes};
 use super::sink::Sink;
 use super::statistics::Distribution;
 use super::{event, output, signals};
 
-/// Runs the command; gives the function's exit code.
+/// Runs the command; gives the function's exit code. `way` is whom a clone tells that it must end at once.
 ///
 /// # Errors
 /// Ember's own failures.
-pub fn run(args: &RunArgs, mut timeline: Timeline) -> Result<u8, Failure> {
+pub fn run(args: &RunArgs, mut timeline: Timeline, way: Way) -> Result<u8, Failure> {
     let bundle = Bundle::open(&args.bundle)?;
     timeline.mark("open bundle");
     let limit = limit(args, &bundle);
@@ -34,7 +36,7 @@ pub fn run(args: &RunArgs, mut timeline: Timeline) -> Result<u8, Failure> {
     timeline.mark("read event");
     let run = Run { args, bundle: &bundle, event: &event, limit };
     match args.count {
-        None => conclude(args, &run.life(begin_rebake(args)?, timeline)),
+        None => conclude(args, &run.life(begin_rebake(args)?, timeline, way)),
         Some(count) => run.repeated(count),
     }
 }
@@ -63,6 +65,8 @@ pub struct Lived {
     pub events: Vec<Duration>,
     /// Block requests from the start to the last answer.
     pub block_requests: u64,
+    /// How its memory came into being; not of a cold start.
+    pub paging: Option<ToldPaging>,
     /// The bundle that the clone has become.
     pub rebaked: Option<Rebaked>,
 }
@@ -99,7 +103,8 @@ impl Run<'_> {
             Forked::Machine => {
                 drop(reader);
                 // A parent that is gone needs no report, and nobody is left to tell.
-                self.life(None, timeline).send(writer).ok();
+                let way = Way::Reporter(writer.as_raw_fd());
+                self.life(None, timeline, way).send(writer).ok();
                 std::process::exit(0)
             }
             Forked::Parent(machine) => {
@@ -112,14 +117,14 @@ impl Run<'_> {
     }
 
     /// A clone's whole life in this process.
-    fn life(&self, rebake: Option<Rebake>, mut timeline: Timeline) -> Report {
+    fn life(&self, rebake: Option<Rebake>, mut timeline: Timeline, way: Way) -> Report {
         let interface = self.bundle.manifest().function.interface;
         let mut sink = Sink::new(self.args.json, self.args.include, interface);
         let console = Console::new(self.args.console || self.args.verbose);
         let outcome = if self.args.cold {
             self.cold(&console, &mut timeline, &mut sink)
         } else {
-            self.warm(rebake, &console, &mut timeline, &mut sink)
+            self.warm(rebake, way, &console, &mut timeline, &mut sink)
         };
         let outcome = outcome.map_err(|failure| failure.with_detail(console.tail()));
         Report::new(outcome, &timeline, sink.into_collected())
@@ -128,6 +133,7 @@ impl Run<'_> {
     fn warm(
         &self,
         rebake: Option<Rebake>,
+        way: Way,
         console: &Console,
         timeline: &mut Timeline,
         sink: &mut Sink,
@@ -138,13 +144,17 @@ impl Run<'_> {
             env: &self.args.env,
         })?;
         let manifest = self.bundle.manifest();
-        let mut machine = vm::restore(self.bundle, message.generation, console.writer(), timeline)?;
+        let options = restore_options(&self.args.paging, self.args.timing.is_some(), way);
+        let mut machine = vm::restore(self.bundle, message.generation, options, console.writer(), timeline)?;
         let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
         let mut drive = Drive::new(&mut machine, &mut conversation);
         let outcome = vm::wake(&mut drive, &message, sink, timeline)
             .map_err(Failure::from)
             .and_then(|()| self.events(&mut drive, timeline, sink))
-            .and_then(|lived| self.bake_again(rebake, lived, &mut drive, timeline, sink));
+            .and_then(|lived| self.bake_again(rebake, lived, &mut drive, timeline, sink))
+            // Where the kernel finds that the memory file was cut short, before we do, the guest merely breaks.
+            .map_err(|failure| self.bundle.check_lengths().err().map_or(failure, Failure::from))
+            .map(|lived| Lived { paging: Some(ToldPaging::of(&machine, &self.args.paging)), ..lived });
         machine.leave();
         outcome
     }
@@ -185,7 +195,8 @@ impl Run<'_> {
         timeline: &mut Timeline,
         sink: &mut Sink,
     ) -> Result<Lived, Failure> {
-        let mut lived = Lived { exit_code: 0, events: Vec::new(), block_requests: 0, rebaked: None };
+        let mut lived =
+            Lived { exit_code: 0, events: Vec::new(), block_requests: 0, paging: None, rebaked: None };
         for number in 0..self.args.repeat {
             let begin = Instant::now();
             if number > 0 {

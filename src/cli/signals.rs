@@ -32,7 +32,8 @@ pub fn nothing_to_clean_up() {
     UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).take();
 }
 
-fn clean_up() {
+/// Removes what is unfinished.
+pub fn clean_up() {
     if let Some(directory) = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).take() {
         // A leftover is found and removed by the next bake to the same place.
         std::fs::remove_dir_all(directory).ok();

@@ -5,6 +5,7 @@
 mod asked;
 mod bake;
 mod event;
+mod paging;
 mod units;
 
 pub use asked::{
@@ -14,4 +15,5 @@ pub use bake::{
     Bake, DriveFile, ImageDefaults, InvalidError, LINUX_MEMORY_MIN, MEMORY_MAX, RootSource, VCPUS_MAX,
 };
 pub use event::{EVENT_MAX, EventError, EventSource, EventText};
+pub use paging::{Backend, Paging, Verify};
 pub use units::{Size, Span, UnitError};

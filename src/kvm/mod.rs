@@ -9,6 +9,7 @@
 mod kick;
 mod probe;
 mod run;
+mod statistics;
 mod system;
 mod tsc;
 mod vm;
@@ -16,5 +17,6 @@ mod vm;
 pub use kick::{KickError, KickTarget, install_kick_handler, kick};
 pub use probe::{HostKind, Probe, probe};
 pub use run::{Exit, KvmVcpu};
+pub use statistics::FaultCount;
 pub use system::{REQUIRED, System, SystemError};
 pub use vm::{IrqChip, KvmVm, VmError};

@@ -81,6 +81,15 @@ pub fn copy_on_write(file: &File, bytes: u64) -> Result<GuestMemory, MapError> {
     })
 }
 
+/// Where a guest's memory lies in this process, region by region.
+pub fn addresses(memory: &GuestMemory) -> Vec<Range<usize>> {
+    let range = |region: &GuestRegionMmap<()>| {
+        let start = region.as_ptr() as usize;
+        start..start + usize::try_from(region.len()).unwrap_or(0)
+    };
+    memory.iter().map(range).collect()
+}
+
 fn build(bytes: u64, map: impl Fn(&Region) -> Result<MmapMut, MapError>) -> Result<GuestMemory, MapError> {
     let regions = layout::regions(bytes);
     let mapped = regions.iter().map(|region| adopt(region, map(region)?)).collect::<Result<Vec<_>, _>>()?;

@@ -6,11 +6,15 @@
 #![allow(unsafe_code)]
 
 pub mod layout;
-mod lazy;
 mod mapping;
+mod source;
+mod uffd;
 
-pub use lazy::{LazyError, lazy_paging};
-pub use mapping::{MapError, anonymous, copy_on_write, visit_content};
+pub use mapping::{MapError, addresses, anonymous, copy_on_write, visit_content};
+pub use source::{ChunkError, ChunkSource};
+pub use uffd::{
+    Door, OnFailure, PagedError, Pager, PagerError, PagerStatistics, UffdError, lazy_paging, paged,
+};
 pub use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
 /// All of a guest's RAM, cheap to clone (regions are shared).

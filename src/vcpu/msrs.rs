@@ -40,6 +40,11 @@ fn bank_controls() -> impl Iterator<Item = u32> {
     (0x400..0x480).step_by(4)
 }
 
+/// What is saved of a guest although no KVM lists it.
+fn never_listed() -> impl Iterator<Item = u32> {
+    MTRRS.into_iter().flatten().chain(bank_controls())
+}
+
 /// Without one of these a guest would come back broken, so a host that does not give them is refused.
 const MUST_HAVE: [(u32, &str); 14] = [
     (TSC, "IA32_TSC"),
@@ -113,8 +118,7 @@ impl MsrSelection {
     /// # Errors
     /// A must-have MSR is missing.
     pub fn choose(listed: &[u32], vcpu: &KvmVcpu) -> Result<Self, SelectError> {
-        let unlisted = MTRRS.into_iter().flatten().chain(bank_controls());
-        let candidates = listed.iter().copied().chain(unlisted);
+        let candidates = listed.iter().copied().chain(never_listed());
         let mut chosen = in_restore_order(candidates.filter(|index| !is_denied(*index)).collect());
         chosen.retain(|index| is_readable(vcpu, *index));
         match missing_must_have(&chosen) {
@@ -142,10 +146,12 @@ impl MsrSelection {
     }
 }
 
-/// Names of those of `saved` that this host's KVM does not know at all, or whose value it refuses.
-pub fn refused(saved: &[kvm_msr_entry], vcpu: &KvmVcpu) -> Vec<String> {
+/// Names of those of `saved` that this host lacks: its KVM does not have them among the `listed`, or refuses their value. The
+/// list is asked as well because KVM takes some MSRs, TSC_AUX among them, whose instructions the CPU does not have.
+pub fn missing(saved: &[kvm_msr_entry], listed: &[u32], vcpu: &KvmVcpu) -> Vec<String> {
+    let is_known = |index: u32| listed.contains(&index) || never_listed().any(|known| known == index);
     let takes = |msr: &kvm_msr_entry| vcpu.set_msrs(std::slice::from_ref(msr)).is_ok();
-    saved.iter().filter(|msr| !takes(msr)).map(|msr| name(msr.index)).collect()
+    saved.iter().filter(|msr| !is_known(msr.index) || !takes(msr)).map(|msr| name(msr.index)).collect()
 }
 
 fn missing_must_have(chosen: &[u32]) -> Option<(u32, &'static str)> {

@@ -3,7 +3,7 @@
 use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_msr_entry};
 use snapshot_format::sections::{Blob, VcpuState};
 
-use crate::kvm::{KvmVcpu, VmError};
+use crate::kvm::{KvmVcpu, System, SystemError, VmError};
 
 use super::abi::{AbiError, blob, from_blob, list_blob, list_from_blob};
 use super::features;
@@ -41,6 +41,9 @@ pub enum VcpuError {
         /// Names of all features and MSRs that are missing.
         missing: Vec<String>,
     },
+    /// Which MSRs the host has could not be asked.
+    #[error(transparent)]
+    System(#[from] SystemError),
     /// This host's MSRs do not suffice.
     #[error(transparent)]
     Msrs(#[from] SelectError),
@@ -94,17 +97,18 @@ fn deadline_of(msrs: &[kvm_msr_entry]) -> u64 {
     msrs.iter().find(|msr| msr.index == TSC_DEADLINE).map_or(0, |msr| msr.data)
 }
 
-/// Sets everything, on a vCPU that has never run. Gives what a later save of it reads.
+/// Sets everything, on a vCPU that has never run. Gives what a later save of it reads; `host` is asked when something is missing.
 ///
 /// # Errors
 /// The saved bytes are damaged, or KVM refused a step: the vCPU is then unusable.
-pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<MsrSelection, VcpuError> {
+pub fn restore(host: &System, vcpu: &KvmVcpu, state: &VcpuState) -> Result<MsrSelection, VcpuError> {
     // Everything is parsed before anything is set.
     let cpuid = list_from_blob::<kvm_cpuid_entry2>("CPUID", &state.cpuid)?;
     let saved_msrs = list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?;
     let selection = MsrSelection::of_saved(&saved_msrs)?;
     let msrs = settable(saved_msrs);
-    check_features(&cpuid, &msrs, vcpu)?;
+    let missing_msrs = || Ok::<_, SystemError>(msrs::missing(&msrs, &host.msr_indices()?, vcpu));
+    check_features(&cpuid, missing_msrs)?;
     let cpuid = CpuId::from_entries(&cpuid).map_err(|_| VcpuError::Cpuid { count: cpuid.len() })?;
     let mp_state = from_blob("multiprocessor state", &state.mp_state)?;
     let regs = from_blob("registers", &state.regs)?;
@@ -136,7 +140,7 @@ pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<MsrSelection, VcpuEr
     match set_all() {
         Ok(()) => Ok(selection),
         // It names the first alone; the user wants to know all of them.
-        Err(VmError::Msr { .. }) => Err(VcpuError::Lacking { missing: msrs::refused(&msrs, vcpu) }),
+        Err(VmError::Msr { .. }) => Err(VcpuError::Lacking { missing: missing_msrs()? }),
         Err(source) => Err(VcpuError::Kvm { verb: "restore", index: state.index, source }),
     }
 }
@@ -144,14 +148,13 @@ pub fn restore(vcpu: &KvmVcpu, state: &VcpuState) -> Result<MsrSelection, VcpuEr
 /// Compared before anything is set: KVM accepts a CPUID that promises more than the CPU can do.
 fn check_features(
     cpuid: &[kvm_cpuid_entry2],
-    msrs: &[kvm_msr_entry],
-    vcpu: &KvmVcpu,
+    missing_msrs: impl FnOnce() -> Result<Vec<String>, SystemError>,
 ) -> Result<(), VcpuError> {
     let mut missing = features::missing(cpuid);
     if missing.is_empty() {
         return Ok(());
     }
-    missing.extend(msrs::refused(msrs, vcpu));
+    missing.extend(missing_msrs()?);
     Err(VcpuError::Lacking { missing })
 }
 

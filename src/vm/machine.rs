@@ -13,8 +13,8 @@ use crate::bus::{Request, RequestLine};
 use crate::devices::{
     ControlStream, DeviceError, DeviceSetup, DeviceStates, DeviceTable, EventToken, VirtioWindow,
 };
-use crate::kvm::{KickError, KvmVcpu, KvmVm, System, SystemError, VmError, install_kick_handler};
-use crate::memory::{GuestMemory, layout};
+use crate::kvm::{FaultCount, KickError, KvmVcpu, KvmVm, System, SystemError, VmError, install_kick_handler};
+use crate::memory::{GuestMemory, Pager, layout};
 use crate::vcpu::{self, Buses, MsrSelection, ThreadError, VcpuThread};
 
 use super::capture::{self, CaptureError, Moment, Parts};
@@ -63,6 +63,8 @@ pub struct Plan<'a> {
     pub devices: DeviceSetup,
     /// Boot or restore.
     pub origin: Origin<'a>,
+    /// Whether to count the page faults of each vCPU.
+    pub count_faults: bool,
     /// Where the phases of the construction are marked.
     pub timeline: &'a mut Timeline,
 }
@@ -157,6 +159,9 @@ pub struct Machine {
     devices: DeviceTable,
     vm: KvmVm,
     memory: GuestMemory,
+    pager: Option<Pager>,
+    /// KVM's count of page faults, of each vCPU; empty unless asked for.
+    faults: Vec<FaultCount>,
     requests: RequestLine,
     epoll: Epoll,
     sources: Vec<EventToken>,
@@ -168,7 +173,7 @@ impl Machine {
     /// # Errors
     /// See [`BuildError`]; nothing of a half-built machine is left.
     pub fn build(plan: Plan<'_>) -> Result<Self, BuildError> {
-        let Plan { shape, memory, devices, origin, timeline } = plan;
+        let Plan { shape, memory, devices, origin, count_faults, timeline } = plan;
         let requests = RequestLine::new().map_err(BuildError::Events)?;
         install_kick_handler()?;
         let system = System::open()?;
@@ -186,6 +191,7 @@ impl Machine {
         wire(&vm, &devices)?;
         timeline.mark("devices");
         let vcpus = (0..shape.vcpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+        let faults = vcpus.iter().filter(|_| count_faults).filter_map(KvmVcpu::fault_count).collect();
         timeline.mark("create vCPUs");
         let msrs = start.apply(&Target {
             system: &system,
@@ -215,10 +221,28 @@ impl Machine {
             devices,
             vm,
             memory,
+            pager: None,
+            faults,
             requests,
             epoll,
             sources,
         })
+    }
+
+    /// Names the pager that serves this machine's memory, to be asked what it has done.
+    pub(super) fn served_by(mut self, pager: Option<Pager>) -> Self {
+        self.pager = pager;
+        self
+    }
+
+    /// The pager that serves this machine's memory, if one does.
+    pub fn pager(&self) -> Option<&Pager> {
+        self.pager.as_ref()
+    }
+
+    /// Page faults that KVM handled so far, of each vCPU; empty unless they were to be counted and KVM can.
+    pub fn faults(&self) -> Vec<u64> {
+        self.faults.iter().filter_map(|count| count.read().ok()).collect()
     }
 
     /// Lets the guest run.
@@ -437,7 +461,7 @@ impl<'a> Start<'a> {
                 set_tsc_frequency(target, tsc_khz)?;
                 let mut msrs = None;
                 for (vcpu, state) in target.vcpus.iter().zip(&vcpus) {
-                    msrs = Some(vcpu::restore(vcpu, state)?);
+                    msrs = Some(vcpu::restore(target.system, vcpu, state)?);
                 }
                 vcpu::share_tsc_offset(target.vcpus)?;
                 // After the local APICs, to which the I/O APIC may deliver at once.

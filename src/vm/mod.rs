@@ -32,6 +32,7 @@ pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
 pub use saved::{SavedError, SavedMachine};
 pub use start::{
-    BOOT_MAX, ColdStart, Generation, Image, LoadError, StartError, boot, boot_again, private_file, restore,
+    BOOT_MAX, ColdStart, Generation, Image, LoadError, RestoreOptions, StartError, boot, boot_again,
+    private_file, restore,
 };
 pub use timeline::Timeline;

@@ -100,6 +100,7 @@ impl Rig {
             memory: memory::anonymous(SHAPE.memory_bytes).unwrap(),
             devices: setup(&console),
             origin: Origin::Cold(&load),
+            count_faults: false,
             timeline: &mut Timeline::start(),
         })
         .unwrap();
@@ -115,6 +116,7 @@ impl Rig {
             memory: memory::copy_on_write(&snapshot.memory, SHAPE.memory_bytes).unwrap(),
             devices: setup(&console),
             origin: Origin::Saved(Box::new(saved)),
+            count_faults: false,
             timeline: &mut Timeline::start(),
         })
         .unwrap();

@@ -7,9 +7,11 @@ use std::time::Duration;
 use crate::boot::{
     BootError, BootMachine, EntryPoint, Kernel, KernelError, SmallGuest, SmallGuestError, VirtioDevice,
 };
-use crate::bundle::{Bundle, OpenError};
+use crate::bundle::{Bundle, OpenError, VerifyError};
+use crate::config::{Backend, Paging, Verify};
 use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, GENERATION_LEN, VirtioWindow};
-use crate::memory::{self, GuestMemory, MapError};
+use crate::jail::{self, LastWords};
+use crate::memory::{self, Door, GuestMemory, MapError, OnFailure, PagedError, Pager};
 
 use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
@@ -30,9 +32,18 @@ pub enum StartError {
     /// The saved state cannot be used.
     #[error("The bundle's state cannot be used")]
     Saved(#[from] SavedError),
+    /// A file of the bundle is not what was baked.
+    #[error(transparent)]
+    Verify(#[from] VerifyError),
     /// Guest memory could not be mapped.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// Guest memory cannot be served by a pager.
+    #[error(transparent)]
+    Paged(#[from] PagedError),
+    /// A memory file that is cut short could not be met.
+    #[error("Cannot set up what meets a memory file that is cut short")]
+    Watch(#[source] io::Error),
     /// The machine could not be built.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -53,6 +64,32 @@ pub enum StartError {
 /// What no two machines share: content of the VM Generation ID, and of the restore message.
 pub type Generation = [u8; GENERATION_LEN];
 
+/// How a clone is restored.
+pub struct RestoreOptions {
+    /// What serves its pages.
+    pub paging: Paging,
+    /// What is checked of its bundle.
+    pub verify: Verify,
+    /// Where a userfaultfd comes from.
+    pub door: Door,
+    /// Whether to count the page faults of each vCPU.
+    pub count_faults: bool,
+    /// What is to be done on the pager's thread when it fails. It must end the process.
+    pub on_pager_failure: OnFailure,
+    /// What the process says at its end when its memory file was cut short; not watched for where it is `None`.
+    pub memory_cut_short: Option<LastWords>,
+}
+
+impl std::fmt::Debug for RestoreOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RestoreOptions")
+            .field("paging", &self.paging)
+            .field("verify", &self.verify)
+            .field("door", &self.door)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Restores a clone from `bundle`. No guest instruction has run yet; the first will find `generation` in place and be
 /// interrupted because of it.
 ///
@@ -61,22 +98,52 @@ pub type Generation = [u8; GENERATION_LEN];
 pub fn restore(
     bundle: &Bundle,
     generation: Generation,
+    options: RestoreOptions,
     console: Box<dyn Write + Send>,
     timeline: &mut Timeline,
 ) -> Result<Machine, StartError> {
     let manifest = bundle.manifest();
     let shape = Shape { memory_bytes: manifest.machine.memory_bytes, vcpus: manifest.machine.vcpus };
+    if options.verify == Verify::All {
+        bundle.verify(&mut |_, _| {})?;
+        timeline.mark("verify");
+    }
     let mut saved = SavedMachine::take(bundle.state()?, &shape)?;
     if manifest.machine.advance_clock {
         saved.advance_clocks(unix_ns())?;
     }
     timeline.mark("read state");
-    let memory = memory::copy_on_write(bundle.memory()?, shape.memory_bytes)?;
+    let count_faults = options.count_faults;
+    let (memory, pager) = clone_memory(bundle, shape.memory_bytes, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
     let devices = setup(generation, clone_drives(bundle)?, console);
     timeline.mark("map memory");
     let origin = Origin::Saved(Box::new(saved));
-    Ok(Machine::build(Plan { shape, memory, devices, origin, timeline })?)
+    let plan = Plan { shape, memory, devices, origin, count_faults, timeline };
+    Ok(Machine::build(plan)?.served_by(pager))
+}
+
+/// The clone's memory, and the pager that serves it, if one does.
+fn clone_memory(
+    bundle: &Bundle,
+    bytes: u64,
+    options: RestoreOptions,
+) -> Result<(GuestMemory, Option<Pager>), StartError> {
+    match options.paging.backend(options.verify) {
+        Backend::Mmap => {
+            let memory = memory::copy_on_write(bundle.memory()?, bytes)?;
+            if let Some(words) = options.memory_cut_short {
+                jail::watch_mapped_files(memory::addresses(&memory), words).map_err(StartError::Watch)?;
+            }
+            Ok((memory, None))
+        }
+        Backend::Uffd => {
+            let chunks = bundle.chunks(options.verify.checks_chunks())?;
+            let (memory, pager) =
+                memory::paged(Box::new(chunks), bytes, options.door, options.on_pager_failure)?;
+            Ok((memory, Some(pager)))
+        }
+    }
 }
 
 fn is_port(bundle: &Bundle) -> bool {
@@ -201,7 +268,8 @@ pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, St
     let load =
         |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");
-    Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Cold(&load), timeline })?)
+    let origin = Origin::Cold(&load);
+    Ok(Machine::build(Plan { shape, memory, devices, origin, count_faults: false, timeline })?)
 }
 
 /// Why an image could not be loaded.

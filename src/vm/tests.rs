@@ -56,6 +56,7 @@ fn clone_of(snapshot: &Snapshot) -> Machine {
         memory: memory::copy_on_write(&snapshot.memory, SHAPE.memory_bytes).unwrap(),
         devices,
         origin: Origin::Saved(Box::new(saved)),
+        count_faults: false,
         timeline: &mut Timeline::start(),
     })
     .unwrap()

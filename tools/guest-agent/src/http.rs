@@ -25,6 +25,10 @@ use crate::stop::Stop;
 const RETRY: Duration = Duration::from_millis(2);
 /// How long one readiness request may take.
 const ATTEMPT: Duration = Duration::from_secs(10);
+/// How long the rest of the answer to it may take: some answers never end.
+const REST: Duration = Duration::from_secs(1);
+/// Length of the beginning of an answer up to the end of its status: `HTTP/1.1 200`.
+const STATUS_LEN: usize = 12;
 /// How long an event waits for a function that was ready before and now refuses connections.
 const REFUSED: Duration = Duration::from_secs(1);
 /// How much later than its connections a function may end.
@@ -76,30 +80,35 @@ impl Http {
         self.process.as_mut().map_or(Ok(()), |process| process.must_live(io))
     }
 
-    /// Whether the readiness request is answered with a status below 500.
+    /// Whether the readiness request is answered with a status below 500. The answer is taken to its end: a function whose client
+    /// hangs up in the middle complains, or counts it as an error.
     fn is_ready(&mut self, io: &mut Io) -> Result<bool, Stop> {
         let Ok(connection) = open(self.address) else { return Ok(false) };
         if retry(|| send(&connection, &self.readiness, SendFlags::NOSIGNAL)) != Ok(self.readiness.len()) {
             return Ok(false);
         }
         let mut line = Vec::new();
-        let patience = Patience::for_at_most(ATTEMPT);
-        while line.len() < b"HTTP/1.1 200".len() {
+        let mut patience = Patience::for_at_most(ATTEMPT);
+        loop {
             let wanted = [(connection.as_fd(), PollFlags::IN)];
             let found = io.wait(&wanted, self.process.as_mut(), patience)?;
             self.must_live(io)?;
-            if found.wanted == 0 && patience.is_over() {
-                return Ok(false);
-            }
-            let mut bytes = [0; 64];
+            let mut bytes = [0; 4096];
             match recv(&connection, &mut bytes, RecvFlags::DONTWAIT) {
-                Ok((0, _)) => return Ok(false),
-                Ok((n, _)) => line.extend(bytes.iter().take(n)),
+                Ok((0, _)) => break,
+                Ok((n, _)) if line.len() < STATUS_LEN => {
+                    line.extend(bytes.iter().take(n.min(STATUS_LEN - line.len())));
+                    patience = Patience::for_at_most(REST);
+                }
+                Ok(_) => {}
                 Err(Errno::AGAIN | Errno::INTR) => {}
-                Err(_) => return Ok(false),
+                Err(_) => break,
+            }
+            if found.wanted == 0 && patience.is_over() {
+                break;
             }
         }
-        Ok(is_below_500(&line))
+        Ok(line.len() == STATUS_LEN && is_below_500(&line))
     }
 
     /// A connection that ends without an answer is often the first sign of a function that has ended.

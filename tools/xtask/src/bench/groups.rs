@@ -4,9 +4,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::figures;
-use super::peer;
 use super::report::Measured;
+use super::{clones, figures, peer};
 use crate::rig::DEFAULT_MEMORY_MIB;
 
 /// Where figures have a meaning.
@@ -16,6 +15,8 @@ pub enum Place {
     ExactRig,
     /// The same, with a program that the user has brought.
     ExactRigWithPeer,
+    /// In the emulated host by the wall clock: figures are counts of what went right or wrong. Guests may have several vCPUs.
+    Rig,
     /// On this machine's own KVM: figures are time, and belong to this machine.
     Native,
 }
@@ -24,6 +25,8 @@ pub enum Place {
 #[derive(Debug)]
 pub struct Group {
     pub name: &'static str,
+    /// Whether there is a program in which faults can be injected.
+    pub faults: bool,
     pub parts: &'static [Part],
 }
 
@@ -44,24 +47,39 @@ pub struct Part {
 }
 
 /// All groups. A part in the emulated host is a boot of it, so that one that hangs does not cost the others.
-pub const GROUPS: [Group; 2] = [MAIN, Group { name: "paging", parts: &[peer::ECHO, peer::PYTHON] }];
-
-const MAIN: Group = Group {
-    name: "main",
-    parts: &[
-        in_rig("echo", "main.sh", figures::echo),
-        in_rig("python", "main.sh", figures::python),
-        Part {
-            name: "native",
-            script: "native.sh",
-            argument: "",
-            place: Place::Native,
-            memory_mib: 0,
-            limit: 600,
-            figures: figures::native,
-        },
-    ],
-};
+pub const GROUPS: [Group; 3] = [
+    Group {
+        name: "main",
+        faults: false,
+        parts: &[
+            in_rig("echo", "main.sh", figures::echo),
+            in_rig("python", "main.sh", figures::python),
+            Part {
+                name: "native",
+                script: "native.sh",
+                argument: "",
+                place: Place::Native,
+                memory_mib: 0,
+                limit: 600,
+                figures: figures::native,
+            },
+        ],
+    },
+    Group {
+        name: "clones",
+        faults: true,
+        parts: &[
+            Part { argument: "cost", ..in_rig("clones-cost", "clones.sh", clones::cost) },
+            Part {
+                argument: "cycles",
+                place: Place::Rig,
+                ..in_rig("clones-cycles", "clones.sh", clones::cycles)
+            },
+            Part { argument: "lots", place: Place::Rig, ..in_rig("clones-lots", "clones.sh", clones::lots) },
+        ],
+    },
+    Group { name: "paging", faults: false, parts: &[peer::ECHO, peer::PYTHON] },
+];
 
 const fn in_rig(name: &'static str, script: &'static str, figures: fn(&Path) -> Result<Measured>) -> Part {
     let (place, memory_mib) = (Place::ExactRig, DEFAULT_MEMORY_MIB);

@@ -5,6 +5,7 @@
 //! which the function makes figures. Figures of groups that were not run this time stay in the report; samples are kept under
 //! `benches/runs/DATE-HOST/PART`. `draw` makes pictures of both, at the end or with `--draw` alone.
 
+mod clones;
 mod draw;
 mod figures;
 mod groups;
@@ -58,9 +59,11 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
     if arguments.draw {
         return draw::draw(workspace, &report).map(|()| ExitCode::SUCCESS);
     }
+    let with_faults = groups.iter().any(|group| group.faults);
+    let product = if with_faults { build::product_with_faults } else { build::product };
     let contents = Contents {
         guest: setup::prepare(workspace)?,
-        product: build::product(workspace, Profile::Release)?,
+        product: product(workspace, Profile::Release)?,
         small_guests: build::small_guests(workspace)?,
         tests: Vec::new(),
     };
@@ -117,14 +120,18 @@ impl Bench<'_> {
     /// Where the figures of a part come from; none where it cannot be measured.
     fn origin_of(&self, part: &Part) -> Option<Origin> {
         match part.place {
-            Place::ExactRig | Place::ExactRigWithPeer => Some(Origin {
-                host: "emulated AMD host, QEMU TCG, 1 ns per instruction".to_owned(),
-                kernel: self.contents.guest.release.clone(),
-            }),
+            Place::ExactRig | Place::ExactRigWithPeer => {
+                Some(self.rig("emulated AMD host, QEMU TCG, 1 ns per instruction"))
+            }
+            Place::Rig => Some(self.rig("emulated AMD host, QEMU TCG")),
             Place::Native => Kvm::of_this_machine()
                 .runs_small_guests()
                 .then(|| Origin { host: host::processor(), kernel: host::kernel_release() }),
         }
+    }
+
+    fn rig(&self, host: &str) -> Origin {
+        Origin { host: host.to_owned(), kernel: self.contents.guest.release.clone() }
     }
 
     /// Runs the script, and returns the directory that it has filled.
@@ -132,7 +139,7 @@ impl Bench<'_> {
         let out = self.workspace.target("bench").join(part.name);
         make_empty_dir(&out)?;
         match part.place {
-            Place::ExactRig | Place::ExactRigWithPeer => self.in_rig(part, &out)?,
+            Place::ExactRig | Place::ExactRigWithPeer | Place::Rig => self.in_rig(part, &out)?,
             Place::Native => self.natively(part, &out)?,
         }
         Ok(out)
@@ -151,7 +158,7 @@ impl Bench<'_> {
             inputs,
             environment,
             out: Some(out.to_owned()),
-            icount: true,
+            icount: part.place != Place::Rig,
             memory_mib: part.memory_mib,
             limit: Duration::from_secs(part.limit),
             ..Job::default()

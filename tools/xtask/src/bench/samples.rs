@@ -9,12 +9,15 @@ use serde::Deserialize;
 
 use crate::workspace::read;
 
-/// One start. Everything in microseconds from just before the program was spawned.
+/// One start. Unless said otherwise in microseconds from just before the program was spawned.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Sample {
     label: String,
     /// To the first byte of its standard output.
     pub first_byte_us: f64,
+    /// The wall clock at that byte, microseconds since 1970.
+    #[serde(default)]
+    pub first_byte_unix_us: f64,
     /// To the end of the process.
     pub end_us: f64,
     /// To where the clock of `timing` begins.
@@ -72,6 +75,11 @@ impl Series {
     /// The answers.
     pub fn answers(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|sample| sample.answer.as_str())
+    }
+
+    /// The answers, each with a value of its sample.
+    pub fn answers_with(&self, value: impl Fn(&Sample) -> f64) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(move |sample| (sample.answer.as_str(), value(sample)))
     }
 
     /// The median of each phase, in the order of the first sample. Of a phase that comes several times, the first.

@@ -3,16 +3,18 @@
 use super::peer;
 use super::report::Report;
 
-/// A bound from above.
+/// A bound from above, but for the last.
 enum Bound {
     Value(f64),
     /// A multiple of another figure.
     Times(f64, &'static str),
     /// Another figure and something on top.
     Plus(&'static str, f64),
+    /// From below.
+    AtLeast(f64),
 }
 
-const TARGETS: [(&str, Bound); 12] = [
+const TARGETS: [(&str, Bound); 17] = [
     // The same on Firecracker, over vsock: 11 300 and 2 047 000.
     ("main.echo_restore_to_answer_us", Bound::Value(12_000.0)),
     ("main.echo_cold_to_answer_us", Bound::Value(2_050_000.0)),
@@ -25,6 +27,11 @@ const TARGETS: [(&str, Bound); 12] = [
     ("main.timing_gap_percent", Bound::Value(5.0)),
     ("native.small_restore_p50_us", Bound::Value(2_000.0)),
     ("native.small_restore_p50_us", Bound::Times(1.4, "native.floor_p50_us")),
+    ("clones.unique_cost_us", Bound::Value(1_000.0)),
+    ("clones.wall_clock_error_ms", Bound::Value(10.0)),
+    ("clones.duplicates_in_1000", Bound::Value(0.0)),
+    ("clones.events_before_acknowledgement", Bound::Value(0.0)),
+    ("clones.cycles_under_load_ok", Bound::AtLeast(20.0)),
     ("paging.restore_to_answer_us", Bound::Times(0.5, "paging.firecracker_restore_to_answer_us")),
 ];
 
@@ -35,17 +42,18 @@ pub struct Verdict {
     pub state: State,
 }
 
+/// How far a figure may go.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
 /// Of a target: measured against its limit, or why not.
 #[derive(Debug, Clone, PartialEq)]
 pub enum State {
-    Met {
-        value: f64,
-        limit: f64,
-    },
-    Missed {
-        value: f64,
-        limit: f64,
-    },
+    Met(f64, Limit),
+    Missed(f64, Limit),
     /// This figure has not been measured.
     Unknown(&'static str),
     /// It leans on a peer that nobody brought.
@@ -65,22 +73,37 @@ pub fn missed(report: &Report) -> Vec<String> {
 fn judge(report: &Report, name: &'static str, bound: &Bound) -> State {
     let known = |name: &'static str| report.value(name).ok_or(name);
     let limit = match bound {
-        Bound::Value(value) => Ok(*value),
-        Bound::Times(factor, of) => known(of).map(|value| factor * value),
-        Bound::Plus(of, more) => known(of).map(|value| value + more),
+        Bound::Value(value) => Ok(Limit::AtMost(*value)),
+        Bound::Times(factor, of) => known(of).map(|value| Limit::AtMost(factor * value)),
+        Bound::Plus(of, more) => known(of).map(|value| Limit::AtMost(value + more)),
+        Bound::AtLeast(value) => Ok(Limit::AtLeast(*value)),
     };
     match (limit, known(name)) {
         (Err(unknown), _) | (_, Err(unknown)) if peer::is_of_peer(unknown) => State::LeftOut,
         (_, Err(unknown)) | (Err(unknown), _) => State::Unknown(unknown),
-        (Ok(limit), Ok(value)) if value <= limit => State::Met { value, limit },
-        (Ok(limit), Ok(value)) => State::Missed { value, limit },
+        (Ok(limit), Ok(value)) if limit.allows(value) => State::Met(value, limit),
+        (Ok(limit), Ok(value)) => State::Missed(value, limit),
+    }
+}
+
+impl Limit {
+    fn allows(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(limit) => value <= limit,
+            Self::AtLeast(limit) => value >= limit,
+        }
     }
 }
 
 fn miss(verdict: &Verdict) -> Option<String> {
     match verdict.state {
-        State::Met { .. } | State::LeftOut => None,
-        State::Missed { value, limit } => Some(format!("{} is {value:.2}, at most {limit:.2}", verdict.name)),
+        State::Met(..) | State::LeftOut => None,
+        State::Missed(value, Limit::AtMost(limit)) => {
+            Some(format!("{} is {value:.2}, at most {limit:.2}", verdict.name))
+        }
+        State::Missed(value, Limit::AtLeast(limit)) => {
+            Some(format!("{} is {value:.2}, at least {limit:.2}", verdict.name))
+        }
         State::Unknown(name) => Some(format!("{name} has not been measured")),
     }
 }
@@ -101,9 +124,17 @@ mod tests {
     fn a_bound_may_lean_on_another_figure() {
         let bound = Bound::Plus("b", 500.0);
         let state = |a: f64| judge(&report(&[("a", a), ("b", 1.0)]), "a", &bound);
-        assert_eq!(state(10.0), State::Met { value: 10.0, limit: 501.0 });
+        assert_eq!(state(10.0), State::Met(10.0, Limit::AtMost(501.0)));
         let missed = Verdict { name: "a", state: state(502.0) };
         assert_eq!(miss(&missed).unwrap(), "a is 502.00, at most 501.00");
+    }
+
+    #[test]
+    fn a_bound_may_be_from_below() {
+        let state = |a: f64| judge(&report(&[("a", a)]), "a", &Bound::AtLeast(20.0));
+        assert_eq!(state(20.0), State::Met(20.0, Limit::AtLeast(20.0)));
+        let missed = Verdict { name: "a", state: state(19.0) };
+        assert_eq!(miss(&missed).unwrap(), "a is 19.00, at least 20.00");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::workspace::Workspace;
 const RULE: &str = "dependencies";
 
 /// The frozen codec lives behind one crate, so that it can be replaced there.
-const CODEC: [&str; 4] = ["versionize", "versionize_derive", "bincode", "crc64"];
+const CODEC: [&str; 5] = ["versionize", "versionize_derive", "bincode", "crc64", "crc-fast"];
 
 /// These would make `cargo xtask setup` need what it is there to install.
 const NOT_FOR_XTASK: [&str; 2] = ["ember", "userfaultfd"];

@@ -93,12 +93,13 @@ pub const ROOMS: [Room; 22] = [
 ];
 
 /// Crates that only one room may name, wherever else they are among the dependencies.
-pub const RESERVED: [(&str, &str); 5] = [
+pub const RESERVED: [(&str, &str); 6] = [
     ("kvm_ioctls", "kvm"),
     ("versionize", "snapshot_format"),
     ("versionize_derive", "snapshot_format"),
     ("bincode", "snapshot_format"),
     ("crc64", "snapshot_format"),
+    ("crc_fast", "snapshot_format"),
 ];
 
 /// Modules of `devices` that belong to all devices; each other one is a device and knows no other device.

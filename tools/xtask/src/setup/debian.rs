@@ -122,10 +122,7 @@ pub fn unpack(debs: &[PathBuf], into: &Path) -> Result<()> {
 
 /// The files apt would download now for these packages: their versions and hashes.
 pub fn available(names: &[String]) -> Result<String> {
-    if is_root() && !has_package_lists() {
-        step("Fetching the package lists", refresh_lists)?;
-    }
-    let uris = process::read(apt_get().args(["download", "--print-uris"]).args(names))
+    let uris = ask_apt(|| process::read(apt_get().args(["download", "--print-uris"]).args(names)))
         .context("apt does not know every package of the guest: sudo apt-get update")?;
     // The first field is the mirror's address, which does not change what is in the file.
     let files = uris.lines().filter_map(|line| line.split_once(' ')).map(|(_, file)| file);
@@ -134,14 +131,28 @@ pub fn available(names: &[String]) -> Result<String> {
 
 /// The package that a meta package names.
 pub fn real_package(meta: &str) -> Result<String> {
-    if is_root() && !has_package_lists() {
-        step("Fetching the package lists", refresh_lists)?;
+    ask_apt(|| {
+        let depends = process::read(command("apt-cache").args(["depends", "--no-recommends", meta]))?;
+        first_dependency(&depends).with_context(|| format!("apt names no package behind {meta}"))
+    })
+    .with_context(|| {
+        format!("apt does not know {meta}: it needs bookworm-security among the package sources, then sudo apt-get update")
+    })
+}
+
+/// Asks apt. Who is root asks again with fresh package lists: a source may have been added since the last.
+fn ask_apt<T>(question: impl Fn() -> Result<T>) -> Result<T> {
+    let refresh = || step("Fetching the package lists", refresh_lists);
+    if !is_root() {
+        return question();
     }
-    let depends = process::read(command("apt-cache").args(["depends", "--no-recommends", meta]))
-        .with_context(|| {
-            format!("apt does not know {meta}: is bookworm-security among the package sources?")
-        })?;
-    first_dependency(&depends).with_context(|| format!("apt names no package behind {meta}"))
+    if !has_package_lists() {
+        refresh()?;
+    }
+    question().or_else(|_| {
+        refresh()?;
+        question()
+    })
 }
 
 fn first_dependency(depends: &str) -> Option<String> {

@@ -13,7 +13,8 @@ pub enum Place {
     LinuxAsRoot,
     /// Any working /dev/kvm, for small guests: natively where it is there, and in the rig as well.
     Small,
-    /// Small guests in the rig only: the tests beside the code, which natively are unit tests, and what needs another processor.
+    /// In the rig only: the tests beside the code, which natively are unit tests, what needs another processor, and what moves the
+    /// host's clock.
     Rig,
     /// No virtual machine at all: natively.
     Anywhere,
@@ -80,11 +81,13 @@ impl Group {
 }
 
 /// All groups. Two run at a time in this order, so the long ones come first.
-pub const GROUPS: [Group; 17] = [
+pub const GROUPS: [Group; 19] = [
     // Ten bakes of a busy guest one after the other, twice.
-    Group::new("whole_cycles", Place::Linux, 1500).memory_mib(12 * 1024),
+    Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
     // Many clones, agents that fail to answer, each waited for.
     Group::new("clones_unique", Place::Linux, 400).faults(),
+    // Bundles for two clock sources, and clones that wait for a timer.
+    Group::new("clones_time", Place::Rig, 600),
     // The client's imports and several bundles of it.
     Group::new("linux_lambda", Place::Linux, 300),
     // Memory up to both sides of the hole below 4 GiB.
@@ -100,6 +103,7 @@ pub const GROUPS: [Group; 17] = [
     Group::new("linux_smp", Place::Linux, 300),
     // What is asserted there is counted in instructions.
     Group::new("figures", Place::Linux, 300).icount(),
+    Group::new("whole_linux", Place::Linux, 400),
     Group::new("whole_cpu", Place::Rig, 120).other_cpu("EPYC,+svm,+npt,-cx16,-avx2,-bmi2,-rdtscp,-xsaveopt"),
     Group::new("whole", Place::Small, 120),
     Group::new("beside", Place::Rig, 120),

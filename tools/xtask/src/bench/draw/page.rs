@@ -41,8 +41,8 @@ fn origins(report: &Report) -> String {
 
 fn counts(verdicts: &[Verdict]) -> String {
     let count = |wanted: fn(&State) -> bool| verdicts.iter().filter(|verdict| wanted(&verdict.state)).count();
-    let met = count(|state| matches!(state, State::Met { .. }));
-    let missed = count(|state| matches!(state, State::Missed { .. }));
+    let met = count(|state| matches!(state, State::Met(..)));
+    let missed = count(|state| matches!(state, State::Missed(..)));
     let rest = verdicts.len() - met - missed;
     format!(
         "<p class=\"counts\"><span class=\"met\"><b>{met}</b>targets met</span>\

@@ -1,0 +1,87 @@
+//! How a clone's memory is asked for, and what is told of it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Paging;
+use crate::memory::Door;
+use crate::vm::{Machine, RestoreOptions};
+
+use super::apart::Way;
+use super::args::PagingArgs;
+use super::failure::{Failure, Kind, ToFailure};
+use super::signals;
+
+/// What a file that is cut short while a clone runs ends with.
+const CUT_SHORT: &str = "The bundle's file memory was cut short while the clone ran: never write to a bundle";
+
+/// What the flags mean, and how a clone ends, told by `way`, whose memory is lost.
+pub fn restore_options(args: &PagingArgs, count_faults: bool, way: Way) -> RestoreOptions {
+    let cut_short = Failure::text(Kind::BadBundle, CUT_SHORT);
+    RestoreOptions {
+        paging: args.paging,
+        verify: args.verify,
+        door: args.userfaultfd.map_or(Door::Host, Door::Device),
+        count_faults,
+        on_pager_failure: Box::new(move |error| {
+            signals::clean_up();
+            way.last_words(&Failure::new(error.kind(), &error)).say()
+        }),
+        memory_cut_short: Some(way.last_words(&cut_short)),
+    }
+}
+
+/// What is told of a clone's paging.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ToldPaging {
+    /// `mmap` or `uffd`.
+    backend: String,
+    /// Whether that was Ember's choice.
+    automatic: bool,
+    verify: String,
+    /// Page faults that KVM handled, of each vCPU; empty where they were not counted.
+    kvm_faults: Vec<u64>,
+    /// Page faults that userfaultfd told of.
+    uffd_faults: u64,
+    /// Bytes that were copied from the bundle for them.
+    copied_bytes: u64,
+    zeroed_bytes: u64,
+    prefetched_bytes: u64,
+}
+
+impl ToldPaging {
+    /// What a machine's memory has come to so far.
+    pub fn of(machine: &Machine, args: &PagingArgs) -> Self {
+        let done = machine.pager().map(|pager| pager.statistics()).unwrap_or_default();
+        ToldPaging {
+            backend: args.paging.backend(args.verify).name().to_owned(),
+            automatic: args.paging == Paging::Auto,
+            verify: args.verify.name().to_owned(),
+            kvm_faults: machine.faults(),
+            uffd_faults: done.faults,
+            copied_bytes: done.copied,
+            zeroed_bytes: done.zeroed,
+            prefetched_bytes: done.prefetched,
+        }
+    }
+
+    /// One line for a person.
+    pub fn line(&self) -> String {
+        let choice = if self.automatic { " (chosen)" } else { "" };
+        let checked = match (self.verify.as_str(), self.backend.as_str()) {
+            ("touched", "mmap") => "touched, but not what the guest's own faults bring in".to_owned(),
+            (verify, _) => verify.to_owned(),
+        };
+        let mut line = format!("paging: {}{choice}, verified: {checked}", self.backend);
+        if self.backend == "uffd" {
+            line += &format!(
+                ", {} faults served, {} bytes copied, {} zeroed, {} ahead of faults",
+                self.uffd_faults, self.copied_bytes, self.zeroed_bytes, self.prefetched_bytes
+            );
+        }
+        if !self.kvm_faults.is_empty() {
+            let all: Vec<String> = self.kvm_faults.iter().map(u64::to_string).collect();
+            line += &format!("; page faults of each vCPU: {}", all.join(" "));
+        }
+        line
+    }
+}

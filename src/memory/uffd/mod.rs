@@ -1,0 +1,102 @@
+//! Guest memory whose pages a thread of this process brings in, each chunk checked before the guest can see it.
+//!
+//! Content is registered with userfaultfd for missing pages; zero extents of 64 KiB and more are left to the kernel. Nothing here
+//! ever takes a page back, and the descriptor is never closed: a page that is missing and not served would be found zero.
+
+mod door;
+mod fill;
+mod pager;
+mod plan;
+#[cfg(test)]
+mod tests;
+
+pub use door::{Door, UffdError, lazy_paging};
+pub use pager::{Pager, PagerError, PagerStatistics};
+
+use std::io;
+
+use userfaultfd::Uffd;
+
+use super::source::ChunkSource;
+use super::{GuestMemory, MapError, addresses, anonymous, layout};
+use pager::{Mapped, Server, Shared, Stop, window_of};
+
+/// Why memory cannot be brought in by a pager.
+#[derive(Debug, thiserror::Error)]
+pub enum PagedError {
+    /// There is no userfaultfd.
+    #[error(transparent)]
+    Uffd(#[from] UffdError),
+    /// The memory could not be mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The kernel does not serve faults of this memory.
+    #[error("Cannot register guest memory with userfaultfd")]
+    Register(#[source] io::Error),
+    /// The pager could not be started.
+    #[error("Cannot start the pager's thread")]
+    Thread(#[source] io::Error),
+}
+
+/// What is done, on the pager's thread, when it cannot go on. It must end the process: whoever touches a page that is missing
+/// waits for ever.
+pub type OnFailure = Box<dyn FnOnce(PagerError) + Send>;
+
+/// Memory of a guest of `bytes` bytes whose content comes from `source` as it is touched.
+///
+/// # Errors
+/// See [`PagedError`].
+pub fn paged(
+    source: Box<dyn ChunkSource>,
+    bytes: u64,
+    door: Door,
+    failed: OnFailure,
+) -> Result<(GuestMemory, Pager), PagedError> {
+    let uffd = door::open(door)?;
+    let memory = anonymous(bytes)?;
+    let mapped = mapped(&memory);
+    let registered = plan::registered(&source.content(), &layout::regions(bytes), window_of(source.as_ref()));
+    for range in &registered {
+        register(&uffd, &mapped, range)?;
+    }
+    let shared = Shared::new().map_err(PagedError::Thread)?;
+    let server = Server::new(uffd, source, mapped, registered, shared.clone());
+    start(server, failed).map_err(PagedError::Thread)?;
+    Ok((memory, Pager(shared)))
+}
+
+fn mapped(memory: &GuestMemory) -> Vec<Mapped> {
+    let mut file_offset = 0;
+    let place = |addresses: std::ops::Range<usize>| {
+        let begin = file_offset;
+        file_offset += addresses.len() as u64;
+        Mapped { addresses, file_offset: begin }
+    };
+    addresses(memory).into_iter().map(place).collect()
+}
+
+fn register(uffd: &Uffd, mapped: &[Mapped], range: &std::ops::Range<u64>) -> Result<(), PagedError> {
+    let no_memory = || PagedError::Register(io::ErrorKind::InvalidInput.into());
+    let holds = |region: &&Mapped| {
+        let inside = range.start.checked_sub(region.file_offset);
+        inside.is_some_and(|inside| inside < region.addresses.len() as u64)
+    };
+    let region = mapped.iter().find(holds).ok_or_else(no_memory)?;
+    let inside = usize::try_from(range.start - region.file_offset).map_err(|_| no_memory())?;
+    let len = usize::try_from(range.end - range.start).map_err(|_| no_memory())?;
+    let start = region.addresses.start + inside;
+    uffd.register(start as *mut _, len).map(drop).map_err(|e| PagedError::Register(io::Error::other(e)))
+}
+
+fn start(mut server: Server, failed: OnFailure) -> io::Result<()> {
+    let serve = move || {
+        if let Stop::Failed(error) = server.serve() {
+            failed(error);
+        }
+        // To drop the server would close its descriptor, and whoever waits for a page would go on with zeros.
+        loop {
+            std::thread::park();
+        }
+    };
+    std::thread::Builder::new().name("pager".to_owned()).spawn(serve).map(drop)
+}
