@@ -92,7 +92,8 @@ fn spread(what: &str, found: &Distribution) -> String {
 }
 
 impl Measured {
-    fn time(&mut self, name: &str, found: &Distribution, what: &str) {
+    /// Adds a median in microseconds.
+    pub(super) fn time(&mut self, name: &str, found: &Distribution, what: &str) {
         self.add(name, found.median, "us", &format!("median, {what}, {found}"));
     }
 }

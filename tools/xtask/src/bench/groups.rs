@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::report::Measured;
-use super::{clones, figures};
+use super::{clones, figures, peer};
 use crate::rig::DEFAULT_MEMORY_MIB;
 
 /// Where figures have a meaning.
@@ -13,6 +13,8 @@ use crate::rig::DEFAULT_MEMORY_MIB;
 pub enum Place {
     /// In the emulated host with the exact clock: figures are counts of instructions, the same on any machine.
     ExactRig,
+    /// The same, with a program that the user has brought.
+    ExactRigWithPeer,
     /// In the emulated host by the wall clock: figures are counts of what went right or wrong. Guests may have several vCPUs.
     Rig,
     /// On this machine's own KVM: figures are time, and belong to this machine.
@@ -45,7 +47,7 @@ pub struct Part {
 }
 
 /// All groups. A part in the emulated host is a boot of it, so that one that hangs does not cost the others.
-pub const GROUPS: [Group; 2] = [
+pub const GROUPS: [Group; 3] = [
     Group {
         name: "main",
         faults: false,
@@ -76,6 +78,7 @@ pub const GROUPS: [Group; 2] = [
             Part { argument: "lots", place: Place::Rig, ..in_rig("clones-lots", "clones.sh", clones::lots) },
         ],
     },
+    Group { name: "paging", faults: false, parts: &[peer::ECHO, peer::PYTHON] },
 ];
 
 const fn in_rig(name: &'static str, script: &'static str, figures: fn(&Path) -> Result<Measured>) -> Part {

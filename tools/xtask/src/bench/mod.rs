@@ -3,11 +3,13 @@
 //! A group has parts, each a script under `benches/` and a function in `figures.rs`. The script finds the product through the
 //! same variables as the tests and the C programs of `benches/` in `$BENCH_TOOLS`; it leaves samples in the directory `$OUT`, of
 //! which the function makes figures. Figures of groups that were not run this time stay in the report; samples are kept under
-//! `benches/runs/DATE-HOST/PART`.
+//! `benches/runs/DATE-HOST/PART`. `draw` makes pictures of both, at the end or with `--draw` alone.
 
 mod clones;
+mod draw;
 mod figures;
 mod groups;
+mod peer;
 mod report;
 mod samples;
 mod targets;
@@ -29,6 +31,7 @@ use crate::rig::{Contents, Job, RigHost, pass_on};
 use crate::setup;
 use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
 use groups::{GROUPS, Group, Part, Place};
+use peer::Peer;
 use report::{Origin, Report};
 
 /// What to measure.
@@ -37,6 +40,12 @@ pub struct BenchArguments {
     /// Fail when a figure misses its target or is not in the report.
     #[arg(long)]
     check: bool,
+    /// A monitor to run beside Ember: firecracker=PATH, the path of a static build.
+    #[arg(long, value_name = "NAME=PATH")]
+    peer: Option<Peer>,
+    /// Measure nothing, draw target/bench/report.html of what is there.
+    #[arg(long, conflicts_with_all = ["groups", "check", "peer"])]
+    draw: bool,
     /// Only these groups.
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
@@ -47,6 +56,9 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
     let groups = chosen(&arguments.groups)?;
     let path = workspace.target("bench/report.json");
     let mut report = Report::load(&path)?;
+    if arguments.draw {
+        return draw::draw(workspace, &report).map(|()| ExitCode::SUCCESS);
+    }
     let with_faults = groups.iter().any(|group| group.faults);
     let product = if with_faults { build::product_with_faults } else { build::product };
     let contents = Contents {
@@ -55,7 +67,7 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
         small_guests: build::small_guests(workspace)?,
         tests: Vec::new(),
     };
-    let bench = Bench { workspace, tools: tools::build(workspace)?, contents };
+    let bench = Bench { workspace, tools: tools::build(workspace)?, contents, peer: arguments.peer.as_ref() };
     for part in groups.iter().flat_map(|group| group.parts) {
         bench.part(part, &mut report)?;
         report.save(&path)?;
@@ -63,6 +75,7 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
     print!("{report}");
     let missed = targets::missed(&report);
     missed.iter().for_each(|line| println!("missed: {line}"));
+    draw::draw(workspace, &report)?;
     Ok(if arguments.check && !missed.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
@@ -82,11 +95,16 @@ struct Bench<'a> {
     workspace: &'a Workspace,
     contents: Contents,
     tools: Vec<PathBuf>,
+    peer: Option<&'a Peer>,
 }
 
 impl Bench<'_> {
     /// Measures a part, where that is possible, and adds its figures to the report.
     fn part(&self, part: &Part, report: &mut Report) -> Result<()> {
+        if part.place == Place::ExactRigWithPeer && self.peer.is_none() {
+            say(peer::LEFT_OUT);
+            return Ok(());
+        }
         let Some(origin) = self.origin_of(part) else {
             say(&format!("bench {} needs a /dev/kvm that this user may open, and there is none", part.name));
             return Ok(());
@@ -102,7 +120,9 @@ impl Bench<'_> {
     /// Where the figures of a part come from; none where it cannot be measured.
     fn origin_of(&self, part: &Part) -> Option<Origin> {
         match part.place {
-            Place::ExactRig => Some(self.rig("emulated AMD host, QEMU TCG, 1 ns per instruction")),
+            Place::ExactRig | Place::ExactRigWithPeer => {
+                Some(self.rig("emulated AMD host, QEMU TCG, 1 ns per instruction"))
+            }
             Place::Rig => Some(self.rig("emulated AMD host, QEMU TCG")),
             Place::Native => Kvm::of_this_machine()
                 .runs_small_guests()
@@ -119,20 +139,26 @@ impl Bench<'_> {
         let out = self.workspace.target("bench").join(part.name);
         make_empty_dir(&out)?;
         match part.place {
-            Place::ExactRig | Place::Rig => self.in_rig(part, &out)?,
+            Place::ExactRig | Place::ExactRigWithPeer | Place::Rig => self.in_rig(part, &out)?,
             Place::Native => self.natively(part, &out)?,
         }
         Ok(out)
     }
 
     fn in_rig(&self, part: &Part, out: &Path) -> Result<()> {
+        let mut inputs = self.tools.clone();
+        let mut environment = vec![("OUT", "/out".to_owned()), ("BENCH_TOOLS", "/in".to_owned())];
+        if let Some(peer) = self.peer.filter(|_| part.place == Place::ExactRigWithPeer) {
+            inputs.push(peer.program.clone());
+            environment.push(("PEER", peer.in_job()?));
+        }
         let job = Job {
             name: format!("bench-{}", part.name),
             script: format!("exec sh \"$EMBER_BENCHES/{}\" {}\n", part.script, part.argument),
-            inputs: self.tools.clone(),
-            environment: vec![("OUT", "/out".to_owned()), ("BENCH_TOOLS", "/in".to_owned())],
+            inputs,
+            environment,
             out: Some(out.to_owned()),
-            icount: part.place == Place::ExactRig,
+            icount: part.place != Place::Rig,
             memory_mib: part.memory_mib,
             limit: Duration::from_secs(part.limit),
             ..Job::default()

@@ -104,7 +104,17 @@ impl Report {
 
     /// The value of a figure.
     pub fn value(&self, name: &str) -> Option<f64> {
-        self.figures.get(name).map(|figure| figure.value)
+        self.figure(name).map(|figure| figure.value)
+    }
+
+    /// A figure.
+    pub fn figure(&self, name: &str) -> Option<&Figure> {
+        self.figures.get(name)
+    }
+
+    /// All figures with their names, in their order.
+    pub fn figures(&self) -> impl Iterator<Item = (&str, &Figure)> {
+        self.figures.iter().map(|(name, figure)| (name.as_str(), figure))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the figures must show.
 
+use super::peer;
 use super::report::Report;
 
 /// A bound from above, but for the last.
@@ -13,7 +14,7 @@ enum Bound {
     AtLeast(f64),
 }
 
-const TARGETS: [(&str, Bound); 16] = [
+const TARGETS: [(&str, Bound); 17] = [
     // The same on Firecracker, over vsock: 11 300 and 2 047 000.
     ("main.echo_restore_to_answer_us", Bound::Value(12_000.0)),
     ("main.echo_cold_to_answer_us", Bound::Value(2_050_000.0)),
@@ -31,27 +32,79 @@ const TARGETS: [(&str, Bound); 16] = [
     ("clones.duplicates_in_1000", Bound::Value(0.0)),
     ("clones.events_before_acknowledgement", Bound::Value(0.0)),
     ("clones.cycles_under_load_ok", Bound::AtLeast(20.0)),
+    ("paging.restore_to_answer_us", Bound::Times(0.5, "paging.firecracker_restore_to_answer_us")),
 ];
+
+/// What became of a target.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    pub name: &'static str,
+    pub state: State,
+}
+
+/// How far a figure may go.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Limit {
+    AtMost(f64),
+    AtLeast(f64),
+}
+
+/// Of a target: measured against its limit, or why not.
+#[derive(Debug, Clone, PartialEq)]
+pub enum State {
+    Met(f64, Limit),
+    Missed(f64, Limit),
+    /// This figure has not been measured.
+    Unknown(&'static str),
+    /// It leans on a peer that nobody brought.
+    LeftOut,
+}
+
+/// What became of every target.
+pub fn verdicts(report: &Report) -> Vec<Verdict> {
+    TARGETS.iter().map(|(name, bound)| Verdict { name, state: judge(report, name, bound) }).collect()
+}
 
 /// A line for every target that is missed, or whose figures have not been measured.
 pub fn missed(report: &Report) -> Vec<String> {
-    TARGETS.iter().filter_map(|(name, bound)| miss(report, name, bound)).collect()
+    verdicts(report).iter().filter_map(miss).collect()
 }
 
-fn miss(report: &Report, name: &str, bound: &Bound) -> Option<String> {
-    let other = |name: &str| report.value(name).ok_or_else(|| format!("{name} has not been measured"));
+fn judge(report: &Report, name: &'static str, bound: &Bound) -> State {
+    let known = |name: &'static str| report.value(name).ok_or(name);
     let limit = match bound {
-        Bound::Value(value) | Bound::AtLeast(value) => Ok(*value),
-        Bound::Times(factor, of) => other(of).map(|value| factor * value),
-        Bound::Plus(of, more) => other(of).map(|value| value + more),
+        Bound::Value(value) => Ok(Limit::AtMost(*value)),
+        Bound::Times(factor, of) => known(of).map(|value| Limit::AtMost(factor * value)),
+        Bound::Plus(of, more) => known(of).map(|value| Limit::AtMost(value + more)),
+        Bound::AtLeast(value) => Ok(Limit::AtLeast(*value)),
     };
-    match (other(name), limit) {
-        (Ok(value), Ok(limit)) if matches!(bound, Bound::AtLeast(_)) => {
-            (value < limit).then(|| format!("{name} is {value:.2}, at least {limit:.2}"))
+    match (limit, known(name)) {
+        (Err(unknown), _) | (_, Err(unknown)) if peer::is_of_peer(unknown) => State::LeftOut,
+        (_, Err(unknown)) | (Err(unknown), _) => State::Unknown(unknown),
+        (Ok(limit), Ok(value)) if limit.allows(value) => State::Met(value, limit),
+        (Ok(limit), Ok(value)) => State::Missed(value, limit),
+    }
+}
+
+impl Limit {
+    fn allows(self, value: f64) -> bool {
+        match self {
+            Self::AtMost(limit) => value <= limit,
+            Self::AtLeast(limit) => value >= limit,
         }
-        (Ok(value), Ok(limit)) if value <= limit => None,
-        (Ok(value), Ok(limit)) => Some(format!("{name} is {value:.2}, at most {limit:.2}")),
-        (Err(unknown), _) | (_, Err(unknown)) => Some(unknown),
+    }
+}
+
+fn miss(verdict: &Verdict) -> Option<String> {
+    match verdict.state {
+        State::Met(..) | State::LeftOut => None,
+        State::Missed(value, Limit::AtMost(limit)) => {
+            Some(format!("{} is {value:.2}, at most {limit:.2}", verdict.name))
+        }
+        State::Missed(value, Limit::AtLeast(limit)) => {
+            Some(format!("{} is {value:.2}, at least {limit:.2}", verdict.name))
+        }
+        State::Unknown(name) => Some(format!("{name} has not been measured")),
     }
 }
 
@@ -70,23 +123,33 @@ mod tests {
     #[test]
     fn a_bound_may_lean_on_another_figure() {
         let bound = Bound::Plus("b", 500.0);
-        assert_eq!(miss(&report(&[("a", 10.0), ("b", 1.0)]), "a", &bound), None);
-        assert_eq!(
-            miss(&report(&[("a", 502.0), ("b", 1.0)]), "a", &bound).unwrap(),
-            "a is 502.00, at most 501.00"
-        );
+        let state = |a: f64| judge(&report(&[("a", a), ("b", 1.0)]), "a", &bound);
+        assert_eq!(state(10.0), State::Met(10.0, Limit::AtMost(501.0)));
+        let missed = Verdict { name: "a", state: state(502.0) };
+        assert_eq!(miss(&missed).unwrap(), "a is 502.00, at most 501.00");
     }
 
     #[test]
     fn a_bound_may_be_from_below() {
-        let bound = Bound::AtLeast(20.0);
-        assert_eq!(miss(&report(&[("a", 20.0)]), "a", &bound), None);
-        assert_eq!(miss(&report(&[("a", 19.0)]), "a", &bound).unwrap(), "a is 19.00, at least 20.00");
+        let state = |a: f64| judge(&report(&[("a", a)]), "a", &Bound::AtLeast(20.0));
+        assert_eq!(state(20.0), State::Met(20.0, Limit::AtLeast(20.0)));
+        let missed = Verdict { name: "a", state: state(19.0) };
+        assert_eq!(miss(&missed).unwrap(), "a is 19.00, at least 20.00");
     }
 
     #[test]
     fn what_was_not_measured_is_missed() {
-        assert!(miss(&report(&[]), "a", &Bound::Value(1.0)).is_some());
-        assert!(miss(&report(&[("a", 1.0)]), "a", &Bound::Times(2.0, "b")).is_some());
+        let unknown = judge(&report(&[]), "a", &Bound::Value(1.0));
+        assert_eq!(unknown, State::Unknown("a"));
+        assert!(miss(&Verdict { name: "a", state: unknown }).is_some());
+        assert_eq!(judge(&report(&[("a", 1.0)]), "a", &Bound::Times(2.0, "b")), State::Unknown("b"));
+    }
+
+    #[test]
+    fn a_peer_that_nobody_brought_is_no_miss() {
+        let bound = Bound::Times(0.5, "paging.firecracker_restore_to_answer_us");
+        let state = judge(&report(&[("a", 1.0)]), "a", &bound);
+        assert_eq!(state, State::LeftOut);
+        assert_eq!(miss(&Verdict { name: "a", state }), None);
     }
 }

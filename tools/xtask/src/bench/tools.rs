@@ -1,4 +1,4 @@
-//! The two C programs of the benches: what starts and times, and the floor.
+//! The C programs of the benches: what starts and times, the floor, and what drives a peer.
 
 use std::path::PathBuf;
 
@@ -8,9 +8,9 @@ use crate::process::{self, command};
 use crate::workspace::{Workspace, make_dir};
 
 /// Sources under `benches/`; each program is named after its file.
-const SOURCES: [&str; 2] = ["starter/starter.c", "floor/floor.c"];
+const SOURCES: [&str; 4] = ["starter/starter.c", "floor/floor.c", "peer/driver.c", "peer/guest.c"];
 
-/// Compiles both as static programs, and returns them.
+/// Compiles them as static programs, and returns them.
 pub fn build(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     let dir = workspace.target("bench/tools");
     make_dir(&dir)?;
