@@ -138,7 +138,8 @@ impl Run<'_> {
             env: &self.args.env,
         })?;
         let manifest = self.bundle.manifest();
-        let mut machine = vm::restore(self.bundle, message.generation, console.writer(), timeline)?;
+        let opened = vm::Opened::new(self.bundle, None)?;
+        let mut machine = vm::restore(self.bundle, opened, message.generation, console.writer(), timeline)?;
         let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
         let mut drive = Drive::new(&mut machine, &mut conversation);
         let outcome = vm::wake(&mut drive, &message, sink, timeline)
@@ -166,7 +167,9 @@ impl Run<'_> {
 
     fn cold(&self, console: &Console, timeline: &mut Timeline, sink: &mut Sink) -> Result<Lived, Failure> {
         let contract = &self.bundle.manifest().function;
-        let mut machine = vm::boot_again(self.bundle, identity::random()?, console.writer(), timeline)?;
+        let opened = vm::Opened::new(self.bundle, None)?;
+        let mut machine =
+            vm::boot_again(self.bundle, opened, identity::random()?, console.writer(), timeline)?;
         let mut conversation = Conversation::cold(contract)?;
         let mut drive = Drive::new(&mut machine, &mut conversation);
         timeline.mark(vm::FIRST_INSTRUCTION);

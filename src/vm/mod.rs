@@ -10,6 +10,7 @@ mod host;
 mod invoke;
 mod lifecycle;
 mod machine;
+mod opened;
 #[cfg(test)]
 mod points;
 mod saved;
@@ -30,8 +31,7 @@ pub use invoke::{
 };
 pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
+pub use opened::{Host, Opened, private_file};
 pub use saved::{SavedError, SavedMachine};
-pub use start::{
-    BOOT_MAX, ColdStart, Generation, Image, LoadError, StartError, boot, boot_again, private_file, restore,
-};
+pub use start::{BOOT_MAX, ColdStart, Generation, Image, LoadError, StartError, boot, boot_again, restore};
 pub use timeline::Timeline;

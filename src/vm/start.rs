@@ -1,6 +1,5 @@
 //! The two ways a machine starts, as plans for the one constructor.
 
-use std::fs::File;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -8,11 +7,13 @@ use crate::boot::{
     BootError, BootMachine, EntryPoint, Kernel, KernelError, SmallGuest, SmallGuestError, VirtioDevice,
 };
 use crate::bundle::{Bundle, OpenError};
-use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, GENERATION_LEN, VirtioWindow};
+use crate::devices::{DeviceSetup, DriveSetup, GENERATION_LEN, VirtioWindow};
+use crate::kvm::SystemError;
 use crate::memory::{self, GuestMemory, MapError};
 
 use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
+use super::opened::{Host, Opened};
 use super::saved::{SavedError, SavedMachine};
 use super::timeline::Timeline;
 
@@ -27,6 +28,9 @@ pub enum StartError {
     /// A file of the bundle is missing, damaged or of a wrong length.
     #[error(transparent)]
     Bundle(#[from] OpenError),
+    /// KVM is not usable.
+    #[error(transparent)]
+    System(#[from] SystemError),
     /// The saved state cannot be used.
     #[error("The bundle's state cannot be used")]
     Saved(#[from] SavedError),
@@ -60,6 +64,7 @@ pub type Generation = [u8; GENERATION_LEN];
 /// See [`StartError`].
 pub fn restore(
     bundle: &Bundle,
+    opened: Opened,
     generation: Generation,
     console: Box<dyn Write + Send>,
     timeline: &mut Timeline,
@@ -73,40 +78,15 @@ pub fn restore(
     timeline.mark("read state");
     let memory = memory::copy_on_write(bundle.memory()?, shape.memory_bytes)?;
     let generation = (!is_port(bundle)).then_some(generation);
-    let devices = setup(generation, clone_drives(bundle)?, console);
+    let Opened { host, drives } = opened;
+    let devices = setup(generation, drives, console);
     timeline.mark("map memory");
     let origin = Origin::Saved(Box::new(saved));
-    Ok(Machine::build(Plan { shape, memory, devices, origin, timeline })?)
+    Ok(Machine::build(Plan { host, shape, memory, devices, origin, timeline })?)
 }
 
 fn is_port(bundle: &Bundle) -> bool {
     bundle.manifest().function.interface == snapshot_format::manifest::Interface::Port
-}
-
-/// Each drive of the bundle, writable ones behind a private copy that nobody else can see.
-fn clone_drives(bundle: &Bundle) -> Result<Vec<DriveSetup>, StartError> {
-    let drive = |drive: &snapshot_format::manifest::Drive| {
-        let base = bundle.drive(&drive.id)?;
-        let backing = if drive.read_only {
-            DriveBacking::ReadOnly(base)
-        } else {
-            let delta =
-                private_file().map_err(|source| StartError::Delta { id: drive.id.clone(), source })?;
-            DriveBacking::CopyOnWrite { base, delta }
-        };
-        Ok(DriveSetup { id: drive.id.clone(), backing })
-    };
-    bundle.manifest().drives.iter().map(drive).collect()
-}
-
-/// A file without a name: it is gone with the machine, however that ends.
-///
-/// # Errors
-/// The folder for temporary files cannot hold one.
-pub fn private_file() -> io::Result<File> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?.into())
 }
 
 /// The devices of a Linux guest, which has a generation, or of a small one.
@@ -126,6 +106,7 @@ fn setup(
 /// See [`StartError`].
 pub fn boot_again(
     bundle: &Bundle,
+    opened: Opened,
     generation: Generation,
     console: Box<dyn Write + Send>,
     timeline: &mut Timeline,
@@ -137,12 +118,14 @@ pub fn boot_again(
         let kernel = Kernel::from_bytes(bundle.kernel()?).map_err(LoadError::from)?;
         Image::Linux { kernel, initramfs: bundle.initramfs()? }
     };
+    let Opened { host, drives } = opened;
     let start = ColdStart {
+        host,
         shape: Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus },
         image: &image,
         command_line: machine.kernel_cmdline.clone(),
         generation,
-        drives: clone_drives(bundle)?,
+        drives,
         console,
     };
     timeline.mark("read kernel");
@@ -165,6 +148,8 @@ pub enum Image {
 
 /// What a cold start needs.
 pub struct ColdStart<'a> {
+    /// KVM.
+    pub host: Host,
     /// Memory and vCPUs.
     pub shape: Shape,
     /// What runs.
@@ -194,14 +179,14 @@ impl std::fmt::Debug for ColdStart<'_> {
 /// # Errors
 /// See [`StartError`].
 pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, StartError> {
-    let ColdStart { shape, image, command_line, generation, drives, console } = start;
+    let ColdStart { host, shape, image, command_line, generation, drives, console } = start;
     let memory = memory::anonymous(shape.memory_bytes)?;
     let generation = matches!(*image, Image::Linux { .. }).then_some(generation);
     let devices = setup(generation, drives, console);
     let load =
         |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");
-    Ok(Machine::build(Plan { shape, memory, devices, origin: Origin::Cold(&load), timeline })?)
+    Ok(Machine::build(Plan { host, shape, memory, devices, origin: Origin::Cold(&load), timeline })?)
 }
 
 /// Why an image could not be loaded.
