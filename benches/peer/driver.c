@@ -39,6 +39,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../common/json.h"
+
 enum {
     ANSWER_MAX = 512,
     EVENT_MAX = 4096,
@@ -350,22 +352,6 @@ static void make(void)
     request(api, "PATCH", "/vm", "{\"state\":\"Paused\"}");
     request(api, "PUT", "/snapshot/create", create_request);
     end(child);
-}
-
-static void print_string(FILE *out, const char *text)
-{
-    fputc('"', out);
-    for (; *text; text++) {
-        unsigned char byte = (unsigned char)*text;
-
-        if (byte == '"' || byte == '\\')
-            fprintf(out, "\\%c", byte);
-        else if (byte < 0x20 || byte >= 0x7f)
-            fprintf(out, "\\u%04x", byte);
-        else
-            fputc(byte, out);
-    }
-    fputc('"', out);
 }
 
 static double us(uint64_t from, uint64_t to)

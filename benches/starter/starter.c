@@ -32,6 +32,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "../common/json.h"
+
 enum {
     COMMANDS_MAX = 8,
     ANSWER_MAX = 512,
@@ -171,22 +173,6 @@ static void measure(char **command, struct sample *sample)
         fprintf(stderr, "starter: %s ended with status %#x and %zu bytes of output\n%s", command[0], status, first, sample->errors);
         exit(1);
     }
-}
-
-static void print_string(FILE *out, const char *text)
-{
-    fputc('"', out);
-    for (; *text; text++) {
-        unsigned char byte = (unsigned char)*text;
-
-        if (byte == '"' || byte == '\\')
-            fprintf(out, "\\%c", byte);
-        else if (byte < 0x20 || byte >= 0x7f)
-            fprintf(out, "\\u%04x", byte);
-        else
-            fputc(byte, out);
-    }
-    fputc('"', out);
 }
 
 /* How long after `begin` the program's own clock started, by the field that `ember run --timing=json` has for this. */

@@ -236,7 +236,8 @@ impl Draft {
         Ok(())
     }
 
-    /// Adds a file of another bundle: the file itself where it can have a second name here, else a copy.
+    /// Adds a file of another bundle: the file itself where it can have a second name here, else a copy. Nothing is checked of
+    /// `memory`, for which its index answers: share that as well.
     ///
     /// # Errors
     /// The other bundle has no such file, or a copy of it shows that it is damaged; the name is taken; or the disk is full or
@@ -245,42 +246,21 @@ impl Draft {
         let other = bundle.plain(name)?;
         let failed = |source| DraftError::write(name, source);
         // Nobody has written it since, so it has the digest that it had: what happened to it is for `verify` to find.
-        let digest = bundle.digest(name).ok_or_else(|| DraftError::Name { name: name.to_owned() })?;
-        if !self.link_open(name, other)? {
+        let digest = bundle.digest(name);
+        let file = if self.link_open(name, other)? {
+            self.workplace.directory().file(name).map_err(|fault| failed(fault.into()))?.file
+        } else {
             let to = self.create_file(name)?;
             let copied = copy_sparse(&other.file, &to, other.len).map_err(|error| match error {
                 CopyError::Read(error) | CopyError::Write(error) => failed(error),
             })?;
-            if copied != digest {
+            if digest.is_some_and(|digest| digest != copied) {
                 return Err(DraftError::Damaged { name: name.to_owned() });
             }
-            self.record(name, to, Content::Hashed(copied));
-            return Ok(());
-        }
-        let linked = self.workplace.directory().file(name).map_err(|fault| failed(fault.into()))?;
-        self.record(name, linked.file, Content::Hashed(digest.to_owned()));
-        Ok(())
-    }
-
-    /// Adds the memory of another bundle and its index, both as they are.
-    ///
-    /// # Errors
-    /// As [`share`](Self::share).
-    pub fn share_memory(&mut self, bundle: &Bundle) -> Result<(), DraftError> {
-        let other = bundle.plain(names::MEMORY)?;
-        let failed = |source| DraftError::write(names::MEMORY, source);
-        let file = if self.link_open(names::MEMORY, other)? {
-            let linked = self.workplace.directory().file(names::MEMORY);
-            linked.map_err(|fault| failed(fault.into()))?.file
-        } else {
-            let to = self.create_file(names::MEMORY)?;
-            copy_sparse(&other.file, &to, other.len).map_err(|error| match error {
-                CopyError::Read(error) | CopyError::Write(error) => failed(error),
-            })?;
             to
         };
-        self.add_memory(file);
-        self.share(bundle, names::INDEX)
+        self.record(name, file, digest.map_or(Content::Indexed, |known| Content::Hashed(known.to_owned())));
+        Ok(())
     }
 
     /// What has been written so far, opened as the bundle that `manifest` describes: clones of it can be restored before it has

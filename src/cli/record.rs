@@ -25,13 +25,8 @@ pub fn record(args: &RecordArgs) -> Result<u8, Failure> {
     let mut draft = Draft::create(&args.bundle, true)?;
     signals::clean_up_on_signal(draft.directory())?;
     let set = recorded(&bundle, events(args, &bundle, limit)?, limit)?;
-    draft.share_memory(&bundle)?;
-    let others = bundle.manifest().files.keys();
-    let shared =
-        others.filter(|name| ![names::MEMORY, names::INDEX, names::WORKING_SET].contains(&name.as_str()));
-    for name in shared {
-        draft.share(&bundle, name)?;
-    }
+    let mut others = bundle.manifest().files.keys().filter(|name| *name != names::WORKING_SET);
+    others.try_for_each(|name| draft.share(&bundle, name))?;
     add(&mut draft, &set)?;
     draft.finish(Manifest::clone(bundle.manifest()))?;
     signals::nothing_to_clean_up();

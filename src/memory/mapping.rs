@@ -6,7 +6,6 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use memmap2::{MmapMut, MmapOptions};
 use vm_memory::mmap::MmapRegionBuilder;
@@ -15,6 +14,7 @@ use vm_memory::{
 };
 
 use super::layout::{self, Region};
+use super::place::page_entries;
 use super::{GuestMemory, Touch};
 
 /// Why guest memory could not be mapped.
@@ -185,10 +185,8 @@ fn slice(region: &GuestRegionMmap<()>, at: usize, len: usize) -> io::Result<Vola
 /// For each page of `slice`, whether it has content of its own: bit 63 (present) or 62 (swapped) of its pagemap entry
 /// (Documentation/admin-guide/mm/pagemap.rst). mincore() would call a swapped page absent.
 fn touched_pages(pagemap: &File, slice: &VolatileSlice<'_>, page: usize) -> io::Result<Vec<bool>> {
-    let first = slice.ptr_guard().as_ptr() as usize / page;
-    let mut entries = vec![0u8; slice.len().div_ceil(page) * 8];
-    pagemap.read_exact_at(&mut entries, first as u64 * 8)?;
-    Ok(entries.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry) >> 62 != 0).collect())
+    let entries = page_entries(pagemap, slice.ptr_guard().as_ptr() as usize, slice.len(), page)?;
+    Ok(entries.into_iter().map(|entry| entry >> 62 != 0).collect())
 }
 
 /// Which pages of a copied file are the process's own because they were written, in the file's order: those that exist and are not
@@ -201,10 +199,7 @@ pub fn own_pages(memory: &GuestMemory) -> io::Result<Vec<Touch>> {
     let pagemap = File::open("/proc/self/pagemap")?;
     let mut own = Vec::new();
     for region in addresses(memory) {
-        let mut entries = vec![0u8; region.len().div_ceil(page) * 8];
-        pagemap.read_exact_at(&mut entries, (region.start / page) as u64 * 8)?;
-        let entries = entries.as_chunks::<8>().0.iter().map(|entry| u64::from_le_bytes(*entry));
-        own.extend(entries.map(|entry| {
+        own.extend(page_entries(&pagemap, region.start, region.len(), page)?.into_iter().map(|entry| {
             let is_own = entry >> 61 & 0b111 == 0b100 || entry >> 62 & 1 != 0;
             if is_own { Touch::Written } else { Touch::None }
         }));
@@ -226,6 +221,7 @@ fn runs(pages: &[bool]) -> impl Iterator<Item = (usize, usize)> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::os::unix::fs::FileExt;
 
     use super::*;
     use crate::memory::Bytes;

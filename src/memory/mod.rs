@@ -8,6 +8,7 @@
 mod budget;
 pub mod layout;
 mod mapping;
+mod place;
 mod prefetch;
 mod source;
 mod uffd;

@@ -9,7 +9,8 @@ use std::ops::Range;
 
 use rustix::fs::Advice;
 
-use super::{GuestMemory, addresses, budget, layout};
+use super::place::{Mapped, address_of, mapped};
+use super::{GuestMemory, budget, layout};
 
 /// Most bytes copied before the first instruction. What a working set has beyond this is left to the guest's own faults.
 const COPIED_MAX: u64 = 32 << 20;
@@ -59,7 +60,7 @@ pub fn read_ahead(file: &File, memory: &GuestMemory, expected: &Expected) -> Pre
 /// Copies the pages that are expected to be written, within what a memory limit leaves: beyond it the kernel would end the
 /// process instead of failing.
 pub fn copy_written(memory: &GuestMemory, expected: &Expected) -> Prefetched {
-    let places = Places::of(memory);
+    let places = mapped(memory);
     let mut left = budget::free_bytes().unwrap_or(u64::MAX).min(COPIED_MAX);
     let mut done = Prefetched::default();
     for range in &expected.written {
@@ -76,10 +77,10 @@ pub fn copy_written(memory: &GuestMemory, expected: &Expected) -> Prefetched {
 
 /// Whether pages spread over the ranges are in the page cache.
 fn is_warm(memory: &GuestMemory, ranges: &[Range<u64>]) -> bool {
-    let places = Places::of(memory);
+    let places = mapped(memory);
     let step = (ranges.len() / PROBES).max(1);
     let resident = |range: &Range<u64>| {
-        let Some(address) = places.address(range) else { return true };
+        let Some((address, _)) = address(&places, range) else { return true };
         let mut state = 0u8;
         // SAFETY: mincore() writes one byte for the one page asked about, which is mapped for the life of the process.
         let asked = unsafe { libc::mincore(address as *mut libc::c_void, 4096, &raw mut state) };
@@ -88,33 +89,17 @@ fn is_warm(memory: &GuestMemory, ranges: &[Range<u64>]) -> bool {
     ranges.iter().step_by(step).all(resident)
 }
 
-fn populated(places: &Places, range: &Range<u64>) -> bool {
-    let Some(address) = places.address(range) else { return false };
-    let len = usize::try_from(range.end - range.start).unwrap_or(0);
+fn populated(places: &[Mapped], range: &Range<u64>) -> bool {
+    let Some((address, len)) = address(places, range) else { return false };
     // SAFETY: the range lies in guest memory, which is mapped for the life of the process; populating changes no content.
     unsafe { libc::madvise(address as *mut libc::c_void, len, libc::MADV_POPULATE_WRITE) == 0 }
 }
 
-/// Where the ranges of the file are mapped, found out once: there may be thousands of them.
-struct Places(Vec<(Range<u64>, usize)>);
-
-impl Places {
-    fn of(memory: &GuestMemory) -> Self {
-        let mut offset = 0;
-        let place = |mapped: Range<usize>| {
-            let begin = offset;
-            offset += mapped.len() as u64;
-            (begin..offset, mapped.start)
-        };
-        Places(addresses(memory).into_iter().map(place).collect())
-    }
-
-    /// `None` unless the range lies in one region as a whole.
-    fn address(&self, range: &Range<u64>) -> Option<usize> {
-        let whole = |(of, _): &&(Range<u64>, usize)| of.start <= range.start && range.end <= of.end;
-        let (of, start) = self.0.iter().find(whole)?;
-        Some(start + usize::try_from(range.start - of.start).ok()?)
-    }
+/// `None` unless the range lies in one region as a whole.
+fn address(mapped: &[Mapped], range: &Range<u64>) -> Option<(usize, usize)> {
+    let (start, left) = address_of(mapped, range.start)?;
+    let len = usize::try_from(range.end - range.start).ok()?;
+    (len <= left).then_some((start, len))
 }
 
 /// Ranges with less than `gap` between them made one.

@@ -19,9 +19,10 @@ use std::io;
 
 use userfaultfd::Uffd;
 
+use super::place::{Mapped, address_of, mapped};
 use super::source::ChunkSource;
-use super::{GuestMemory, MapError, addresses, anonymous, layout};
-use pager::{Mapped, Server, Shared, Stop, window_of};
+use super::{GuestMemory, MapError, anonymous, layout};
+use pager::{Server, Shared, Stop, window_of};
 
 /// Why memory cannot be brought in by a pager.
 #[derive(Debug, thiserror::Error)]
@@ -67,26 +68,10 @@ pub fn paged(
     Ok((memory, Pager(shared)))
 }
 
-fn mapped(memory: &GuestMemory) -> Vec<Mapped> {
-    let mut file_offset = 0;
-    let place = |addresses: std::ops::Range<usize>| {
-        let begin = file_offset;
-        file_offset += addresses.len() as u64;
-        Mapped { addresses, file_offset: begin }
-    };
-    addresses(memory).into_iter().map(place).collect()
-}
-
 fn register(uffd: &Uffd, mapped: &[Mapped], range: &std::ops::Range<u64>) -> Result<(), PagedError> {
     let no_memory = || PagedError::Register(io::ErrorKind::InvalidInput.into());
-    let holds = |region: &&Mapped| {
-        let inside = range.start.checked_sub(region.file_offset);
-        inside.is_some_and(|inside| inside < region.addresses.len() as u64)
-    };
-    let region = mapped.iter().find(holds).ok_or_else(no_memory)?;
-    let inside = usize::try_from(range.start - region.file_offset).map_err(|_| no_memory())?;
+    let (start, _) = address_of(mapped, range.start).ok_or_else(no_memory)?;
     let len = usize::try_from(range.end - range.start).map_err(|_| no_memory())?;
-    let start = region.addresses.start + inside;
     uffd.register(start as *mut _, len).map(drop).map_err(|e| PagedError::Register(io::Error::other(e)))
 }
 

@@ -14,12 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use userfaultfd::{Event, EventBuffer, Uffd};
 
+use super::super::place::{Mapped, address_of, offset_of};
 use super::super::source::{ChunkError, ChunkSource};
 use super::fill::{self, FillError, PAGE};
 use super::plan::overlap;
 
 /// Bytes that are brought in for a fault, where the chunks of the index are not longer: the aligned window around it.
-/// docs/performance.md has other lengths measured.
 const WINDOW: u64 = 64 << 10;
 
 /// Bytes of a window of memory that comes from `source`.
@@ -134,13 +134,6 @@ impl Pager {
         rustix::io::write(&self.0.bell, &1u64.to_ne_bytes())?;
         Ok(receiver)
     }
-}
-
-/// A stretch of addresses of this process and where it begins in the `memory` file.
-#[derive(Debug, Clone)]
-pub(super) struct Mapped {
-    pub addresses: Range<usize>,
-    pub file_offset: u64,
 }
 
 /// Lives on the pager's thread.
@@ -261,7 +254,8 @@ impl Server {
         // Several vCPUs that wait for one window are served, and woken, at once.
         let mut last = None;
         for address in addresses {
-            let offset = self.offset_of(address).ok_or(PagerError::Foreign { address })?;
+            let offset =
+                offset_of(&self.mapped, address & !(PAGE - 1)).ok_or(PagerError::Foreign { address })?;
             let window = offset / self.window;
             if last.replace(window) != Some(window) {
                 self.bring_in(window, offset, For::Fault)?;
@@ -270,27 +264,13 @@ impl Server {
         Ok(())
     }
 
-    /// Where the page at an address of this process lies in the `memory` file.
-    fn offset_of(&self, address: usize) -> Option<u64> {
-        let region = self.mapped.iter().find(|region| region.addresses.contains(&address))?;
-        let page = (address - region.addresses.start) & !(PAGE - 1);
-        Some(region.file_offset + page as u64)
-    }
-
-    fn address_of(&self, offset: u64) -> Option<usize> {
-        self.mapped.iter().find_map(|region| {
-            let inside = usize::try_from(offset.checked_sub(region.file_offset)?).ok()?;
-            (inside < region.addresses.len()).then(|| region.addresses.start + inside)
-        })
-    }
-
     /// Brings in the part of window `number` that lies in the registered range around `offset`. A page that is there keeps its
     /// content, so that a window that was served already may be again.
     fn bring_in(&mut self, number: u64, offset: u64, why: For) -> Result<(), Stop> {
         let start = number.saturating_mul(self.window);
         let window = start..start.saturating_add(self.window);
         let range = find(&self.registered, offset);
-        let address = self.address_of(offset).unwrap_or_default();
+        let address = address_of(&self.mapped, offset).map_or(0, |(address, _)| address);
         let part = overlap(&window, &range.ok_or(PagerError::Foreign { address })?);
         let mut at = part.start;
         while at < part.end {
@@ -343,7 +323,7 @@ impl Server {
         offset: u64,
         fill: impl FnOnce(&Uffd, usize, &[u8]) -> Result<(), FillError>,
     ) -> Result<(), Stop> {
-        let to = self.address_of(offset).ok_or(PagerError::Foreign { address: 0 })?;
+        let (to, _) = address_of(&self.mapped, offset).ok_or(PagerError::Foreign { address: 0 })?;
         fill(&self.uffd, to, &self.buffer).map_err(|error| match error {
             FillError::Gone => Stop::Gone,
             FillError::Refused(source) => PagerError::Fill { offset, source }.into(),

@@ -3,23 +3,21 @@
 //! The clone's memory is empty and userfaultfd tells of every page's first touch. Nothing else is exact: the kernel maps
 //! neighbours of a page of a file with it, so that neither mincore() nor pagemap can tell what was read. Which pages were
 //! written userfaultfd cannot tell: KVM brings in pages for a guest that waits as if it wrote them (asynchronous page faults).
+
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use userfaultfd::{Event, Uffd};
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::super::place::{Mapped, mapped, offset_of};
 use super::door::{self, Door, UffdError};
+use super::fill::{self, FillError, PAGE};
 use crate::memory::{GuestMemory, MapError, anonymous};
-
-/// Pages that are recorded, bytes.
-const PAGE: usize = 4096;
 
 /// Why a clone's pages cannot be recorded.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +60,7 @@ pub enum Touch {
 /// Serves a clone's pages and notes which they are.
 #[derive(Debug)]
 pub struct Recorder {
-    stop: Arc<EventFd>,
+    stop: Arc<OwnedFd>,
     thread: JoinHandle<Result<Vec<Touch>, RecordError>>,
 }
 
@@ -73,17 +71,15 @@ pub struct Recorder {
 pub fn recorded(file: File, bytes: u64) -> Result<(GuestMemory, Recorder), RecordError> {
     let memory = anonymous(bytes)?;
     let uffd = door::open(Door::Host)?;
-    let mut areas = Vec::new();
-    let mut offset = 0;
-    for region in memory.iter() {
-        let (start, len) = (region.as_ptr(), usize::try_from(region.len()).unwrap_or(usize::MAX));
-        uffd.register(start.cast(), len).map_err(RecordError::Watch)?;
-        areas.push(Area { start: start as usize, len, offset });
-        offset += region.len();
+    let mapped = mapped(&memory);
+    for region in &mapped {
+        let (start, len) = (region.addresses.start, region.addresses.len());
+        uffd.register(start as *mut _, len).map_err(RecordError::Watch)?;
     }
-    let stop = Arc::new(EventFd::new(EFD_NONBLOCK).map_err(RecordError::Thread)?);
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    let stop = Arc::new(eventfd(0, flags).map_err(|e| RecordError::Thread(e.into()))?);
     let pages = usize::try_from(bytes / PAGE as u64).unwrap_or_default();
-    let mut server = Server { uffd, stop: stop.clone(), file, areas, touched: vec![Touch::None; pages] };
+    let mut server = Server { uffd, stop: stop.clone(), file, mapped, touched: vec![Touch::None; pages] };
     let thread = std::thread::Builder::new()
         .name("recorder".to_owned())
         .spawn(move || server.serve().map(|()| server.touched))
@@ -98,26 +94,18 @@ impl Recorder {
     /// # Errors
     /// A page could not be brought in.
     pub fn finish(self) -> Result<Vec<Touch>, RecordError> {
-        self.stop.write(1).map_err(RecordError::Thread)?;
+        rustix::io::write(&self.stop, &1u64.to_ne_bytes()).map_err(|e| RecordError::Thread(e.into()))?;
         let ended = || RecordError::Thread(io::Error::other("the thread ended"));
         self.thread.join().map_err(|_| ended())?
     }
 }
 
-/// A region of guest memory: where it is mapped, and where in the file its content lies.
-#[derive(Debug)]
-struct Area {
-    start: usize,
-    len: usize,
-    offset: u64,
-}
-
 #[derive(Debug)]
 struct Server {
     uffd: Uffd,
-    stop: Arc<EventFd>,
+    stop: Arc<OwnedFd>,
     file: File,
-    areas: Vec<Area>,
+    mapped: Vec<Mapped>,
     touched: Vec<Touch>,
 }
 
@@ -135,14 +123,7 @@ impl Server {
 
     /// Waits for a fault or the end.
     fn is_stopped(&self) -> io::Result<bool> {
-        // SAFETY: the descriptor lives as long as `self.uffd`, which outlives this borrow.
-        let uffd = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.uffd.as_raw_fd()) };
-        // SAFETY: the descriptor lives as long as `self.stop`, which outlives this borrow.
-        let stop = unsafe { std::os::fd::BorrowedFd::borrow_raw(self.stop.as_raw_fd()) };
-        let mut fds = [
-            PollFd::from_borrowed_fd(uffd.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(stop, PollFlags::IN),
-        ];
+        let mut fds = [PollFd::new(&self.uffd, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
         match poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {
                 Ok(fds[0].revents().is_empty() && !fds[1].revents().is_empty())
@@ -153,22 +134,14 @@ impl Server {
 
     fn fault(&mut self, address: usize) -> Result<(), RecordError> {
         let address = address & !(PAGE - 1);
-        let inside = |area: &&Area| (area.start..area.start + area.len).contains(&address);
-        let Some(area) = self.areas.iter().find(inside) else { return Ok(()) };
-        let offset = area.offset + (address - area.start) as u64;
+        let Some(offset) = offset_of(&self.mapped, address) else { return Ok(()) };
         let page = usize::try_from(offset / PAGE as u64).unwrap_or(usize::MAX);
         if let Some(noted) = self.touched.get_mut(page) {
             *noted = Touch::Read;
         }
-        let content = self.content(offset)?;
-        // SAFETY: the target is a page of guest memory, which lives as long as the process and nobody has content in yet.
-        match unsafe { self.uffd.copy(content.as_ptr().cast(), address as *mut _, PAGE, true) } {
-            Ok(_) => Ok(()),
-            // Another thread's fault on the page was told as well, and has been served.
-            Err(userfaultfd::Error::CopyFailed(errno)) if errno as i32 == libc::EEXIST => {
-                self.uffd.wake(address as *mut _, PAGE).map_err(RecordError::Watch)
-            }
-            Err(e) => Err(RecordError::Watch(e)),
+        match fill::copy(&self.uffd, address, &self.content(offset)?) {
+            Ok(()) | Err(FillError::Gone) => Ok(()),
+            Err(FillError::Refused(source)) => Err(RecordError::Page { offset, source }),
         }
     }
 
