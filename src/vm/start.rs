@@ -130,21 +130,21 @@ pub fn restore(
     }
     let saved = saved(bundle, shape)?;
     timeline.mark("read state");
-    let count_faults = options.count_faults;
-    let expected = expected(bundle, options.prefetch);
-    let (prefetch, checked) = (options.prefetch, options.verify == Verify::Touched);
-    let (memory, pager) = clone_memory(bundle, shape.memory_bytes, options)?;
+    let (count_faults, prefetch) = (options.count_faults, options.prefetch);
+    let checked = options.verify == Verify::Touched;
+    let expected = expected(bundle, prefetch);
+    let (memory, source) = clone_memory(bundle, shape.memory_bytes, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
     let devices = setup(generation, clone_drives(bundle)?, console);
     timeline.mark("map memory");
-    let prefetched = match (&expected, &pager) {
-        (Some(expected), None) => {
+    let prefetched = match (&expected, &source) {
+        (Some(expected), Source::File(file)) => {
             if checked {
                 check(&bundle.chunks(true)?, expected)?;
             }
-            bring_in(bundle.memory()?, &memory, expected, prefetch)
+            bring_in(file, &memory, expected, prefetch)
         }
-        (Some(expected), Some(pager)) => {
+        (Some(expected), Source::Pager(pager)) => {
             let ranges = expected.read.iter().chain(&expected.written).cloned();
             // It goes on beside the guest, whose own faults come first; nobody waits for it.
             pager.prefetch(ranges).map(drop).map_err(StartError::Prefetch)?;
@@ -155,6 +155,7 @@ pub fn restore(
     timeline.mark("prefetch");
     let origin = Origin::Saved(Box::new(saved));
     let plan = Plan { shape, memory, devices, origin, count_faults, timeline };
+    let pager = source.pager();
     Ok(Machine::build(plan)?.served_by(pager).with_prefetched(prefetched))
 }
 
@@ -247,25 +248,43 @@ fn saved(bundle: &Bundle, shape: Shape) -> Result<SavedMachine, StartError> {
     Ok(saved)
 }
 
-/// The clone's memory, and the pager that serves it, if one does.
+/// What brings a clone's pages in.
+enum Source<'a> {
+    /// The kernel, from the mapped file.
+    File(&'a File),
+    /// A thread of this process.
+    Pager(Pager),
+}
+
+impl Source<'_> {
+    fn pager(self) -> Option<Pager> {
+        match self {
+            Source::File(_) => None,
+            Source::Pager(pager) => Some(pager),
+        }
+    }
+}
+
+/// The clone's memory, and what its pages come from.
 fn clone_memory(
     bundle: &Bundle,
     bytes: u64,
     options: RestoreOptions,
-) -> Result<(GuestMemory, Option<Pager>), StartError> {
+) -> Result<(GuestMemory, Source<'_>), StartError> {
     match options.paging.backend(options.verify) {
         Backend::Mmap => {
-            let memory = memory::copy_on_write(bundle.memory()?, bytes)?;
+            let file = bundle.memory()?;
+            let memory = memory::copy_on_write(file, bytes)?;
             if let Some(words) = options.memory_cut_short {
                 jail::watch_mapped_files(memory::addresses(&memory), words).map_err(StartError::Watch)?;
             }
-            Ok((memory, None))
+            Ok((memory, Source::File(file)))
         }
         Backend::Uffd => {
             let chunks = bundle.chunks(options.verify.checks_chunks())?;
             let (memory, pager) =
                 memory::paged(Box::new(chunks), bytes, options.door, options.on_pager_failure)?;
-            Ok((memory, Some(pager)))
+            Ok((memory, Source::Pager(pager)))
         }
     }
 }
