@@ -1,12 +1,32 @@
-//! Processes and their confinement: how a machine's process is made, what may outlive what, and how it ends at once.
+//! Processes and their confinement: how a machine's process is made, what may outlive what, how it ends at once, and the walls
+//! around it.
+//!
+//! A [`Keeper`] makes machines' processes and the empty room they move into. A machine's process opens everything it
+//! needs, [enters](Entry::enter) its jail, and from then on lives on descriptors; before its guest runs each of its threads
+//! [confines](confine) itself to its list of system calls. docs/threat-model.md tells what each wall is for.
 //!
 //! It imports nothing of ours.
 
-// UNSAFE: fork(2) and signal handlers are contracts about threads that the compiler cannot see.
+// UNSAFE: fork(2) and signal handlers are contracts about threads that the compiler cannot see; landlock has no safe interface; descriptors that
+// others left to this process have no owner in it.
 #![allow(unsafe_code)]
 
+mod descriptors;
+mod entry;
+mod keeper;
 mod last_words;
+mod landlock;
+mod lists;
+mod own_user;
 mod process;
+mod room;
+mod seccomp;
+mod walls;
 
+pub use entry::{Entry, JailError, Order, Uids};
+pub use keeper::{Keeper, Kept};
 pub use last_words::{LastWords, watch_mapped_files};
+pub use lists::List;
 pub use process::{ForkError, Forked, MachineProcess, fork_machine};
+pub use seccomp::{SeccompError, confine};
+pub use walls::{Lack, Level, Wall, Walls};

@@ -42,7 +42,7 @@ pub enum Forked {
 /// The machine's process, seen from its parent.
 #[derive(Debug)]
 pub struct MachineProcess {
-    pid: Pid,
+    pub(super) pid: Pid,
 }
 
 impl MachineProcess {
@@ -77,24 +77,36 @@ fn code(status: WaitStatus) -> i32 {
     status.exit_status().unwrap_or_else(|| -status.terminating_signal().unwrap_or(0))
 }
 
-/// Forks the machine's process off a process with a single thread.
+/// Forks the machine's process off a process with a single thread, without a jail.
 ///
 /// # Errors
 /// See [`ForkError`]; in the machine's process an error means that it must end at once.
 pub fn fork_machine() -> Result<Forked, ForkError> {
+    let parent = rustix::process::getpid();
+    match fork()? {
+        Some(pid) => Ok(Forked::Parent(MachineProcess { pid })),
+        None => {
+            die_with_parent()?;
+            // The parent may have died before it was asked for.
+            if rustix::process::getppid() == Some(parent) {
+                Ok(Forked::Machine)
+            } else {
+                Err(ForkError::Orphan)
+            }
+        }
+    }
+}
+
+/// Forks: the child's id in the parent, nothing in the child.
+pub(super) fn fork() -> Result<Option<Pid>, ForkError> {
     let threads = threads();
     if threads > 1 {
         return Err(ForkError::Threads { threads });
     }
-    let parent = rustix::process::getpid();
     // SAFETY: the process has one thread, so no lock is held by a thread that the child will not have.
     match unsafe { libc::fork() } {
         -1 => Err(ForkError::Fork(io::Error::last_os_error())),
-        0 => tie_to(parent).map(|()| Forked::Machine),
-        pid => match Pid::from_raw(pid) {
-            Some(pid) => Ok(Forked::Parent(MachineProcess { pid })),
-            None => Err(ForkError::Fork(io::Error::other("fork returned no process id"))),
-        },
+        pid => Ok(Pid::from_raw(pid)),
     }
 }
 
@@ -104,11 +116,9 @@ fn threads() -> u64 {
     rustix::fs::stat("/proc/self/task").map_or(0, |task| task.st_nlink.saturating_sub(2))
 }
 
-/// Asks for SIGKILL at the parent's death, then looks whether it has died already.
-fn tie_to(parent: Pid) -> Result<(), ForkError> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|e| ForkError::Tie(e.into()))?;
-    if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(ForkError::Orphan) }
+/// Asks for SIGKILL at the parent's death. A change of user makes the kernel forget it (prctl(2), `PR_SET_PDEATHSIG`).
+pub(super) fn die_with_parent() -> Result<(), ForkError> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| ForkError::Tie(e.into()))
 }
 
 #[cfg(test)]

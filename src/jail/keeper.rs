@@ -1,0 +1,160 @@
+//! The keeper: a process that makes machines' processes, and beside them the room they move into.
+//!
+//! The machine's process is forked first and prepares what it needs the outside for; meanwhile its keeper moves into an empty
+//! room, of no use for anything but waiting, and the machine follows it there. What a keeper needs afterwards must be open.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, PidfdFlags};
+use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
+
+use super::entry::Entry;
+use super::process::{ForkError, MachineProcess, die_with_parent, fork};
+use super::walls::{Wall, Walls};
+use super::{own_user, room};
+
+/// Which side of a fork into a jail one is on.
+#[derive(Debug)]
+pub enum Kept {
+    /// The keeper, with a handle of the machine's process.
+    Keeper(MachineProcess),
+    /// The machine's process, and its way into the jail.
+    Machine(Entry),
+}
+
+/// Makes jailed processes.
+#[derive(Debug)]
+pub struct Keeper {
+    /// A pidfd of this process: how its machines follow it, and notice that it has ended.
+    own: OwnedFd,
+    /// Whether machines can be given users of their own.
+    gives_users: bool,
+    /// What became of a user namespace for all its machines, where one was needed for the rest.
+    user_namespace: Option<io::Result<()>>,
+    /// What became of the room, once it was made.
+    room: Option<io::Result<()>>,
+}
+
+impl Keeper {
+    /// Makes a keeper of the calling process, which must have one thread. One without the rights for it takes them in a user
+    /// namespace, where the host lets it.
+    ///
+    /// # Errors
+    /// The kernel is older than Linux 5.3 or has no descriptor left.
+    pub fn new() -> Result<Self, ForkError> {
+        let own = rustix::process::pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
+            .map_err(|e| ForkError::Tie(e.into()))?;
+        let gives_users = own_user::is_administrator();
+        let user_namespace = (!gives_users).then(own_user::become_administrator_of_own_namespace);
+        Ok(Keeper { own, gives_users, user_namespace, room: None })
+    }
+
+    /// Forks a machine's process, then makes the room if there is none yet: the first call returns in the keeper only when it
+    /// has moved there.
+    ///
+    /// # Errors
+    /// See [`ForkError`]; in the machine's process an error means that it must end at once.
+    pub fn fork(&mut self) -> Result<Kept, ForkError> {
+        let (told, tell) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| ForkError::Fork(e.into()))?;
+        let mut walls = Walls::default();
+        if let Some(outcome) = &self.user_namespace {
+            walls.note_all(&[Wall::UserNamespace], outcome);
+        }
+        walls.note(Wall::PidNamespace, next_child_in_new_pid_namespace());
+        match fork()? {
+            None => {
+                drop(tell);
+                self.machine(told.into(), walls).map(Kept::Machine)
+            }
+            Some(pid) => {
+                drop(told);
+                // The next child gets another namespace, which only a process whose children share its own may make. Where
+                // this fails its fork will.
+                self.children_in_own_pid_namespace().ok();
+                let room = self.room.get_or_insert_with(room::make);
+                // A machine that is gone is noticed by whoever waits for it.
+                tell_room(tell.into(), pid, room).ok();
+                Ok(Kept::Keeper(MachineProcess { pid }))
+            }
+        }
+    }
+
+    fn children_in_own_pid_namespace(&self) -> io::Result<()> {
+        Ok(rustix::thread::move_into_thread_name_spaces(self.own.as_fd(), ThreadNameSpaceType::PROCESS_ID)?)
+    }
+
+    fn machine(&self, told: File, walls: Walls) -> Result<Entry, ForkError> {
+        die_with_parent()?;
+        let keeper = self.own.try_clone().map_err(ForkError::Tie)?;
+        // It may have died before that was asked for.
+        if has_ended(&keeper)? {
+            return Err(ForkError::Orphan);
+        }
+        Ok(Entry { keeper, told, walls, gives_users: self.gives_users })
+    }
+}
+
+fn next_child_in_new_pid_namespace() -> io::Result<()> {
+    // SAFETY: the flag does not part descriptors that another thread uses (`CLONE_FILES`).
+    Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?)
+}
+
+/// Whether the process behind a pidfd has ended.
+pub(super) fn has_ended(process: &OwnedFd) -> Result<bool, ForkError> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    let ready = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    ready.map(|count| count > 0).map_err(|e| ForkError::Tie(e.into()))
+}
+
+/// What the keeper tells a machine: its process id as the keeper sees it, and the error number of a room that could not be
+/// made, or 0.
+const TOLD_LEN: usize = 8;
+
+fn tell_room(mut to: File, pid: Pid, room: &io::Result<()>) -> io::Result<()> {
+    let error = room.as_ref().err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EPERM));
+    let mut message = [0; TOLD_LEN];
+    let (first, second) = message.split_at_mut(TOLD_LEN / 2);
+    first.copy_from_slice(&pid.as_raw_nonzero().get().to_le_bytes());
+    second.copy_from_slice(&error.to_le_bytes());
+    to.write_all(&message)
+}
+
+/// Waits until the room is made: the process's id as its keeper sees it, and what became of the room.
+pub(super) fn hear_of_room(mut from: File) -> Result<(u32, io::Result<()>), ForkError> {
+    let mut message = [0; TOLD_LEN];
+    from.read_exact(&mut message).map_err(|_| ForkError::Orphan)?;
+    let [a, b, c, d, e, f, g, h] = message;
+    let room = match i32::from_le_bytes([e, f, g, h]) {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    };
+    Ok((u32::from_le_bytes([a, b, c, d]), room))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_became_of_a_room_reaches_the_machine() {
+        let pid = Pid::from_raw(4711).unwrap();
+        for error in [None, Some(libc::EPERM), Some(libc::ENOSYS)] {
+            let (from, to) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+            let room = error.map_or(Ok(()), |error| Err(io::Error::from_raw_os_error(error)));
+            tell_room(to.into(), pid, &room).unwrap();
+            let (id, heard) = hear_of_room(from.into()).unwrap();
+            assert_eq!((id, heard.err().and_then(|e| e.raw_os_error())), (4711, error));
+        }
+    }
+
+    #[test]
+    fn a_machine_whose_keeper_says_nothing_is_an_orphan() {
+        let (from, to) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        drop(to);
+        assert!(matches!(hear_of_room(from.into()), Err(ForkError::Orphan)));
+    }
+}
