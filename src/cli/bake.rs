@@ -243,6 +243,7 @@ impl Baker {
         let setups =
             parts.drives.iter().map(|drive| self.drive_setup(drive)).collect::<Result<Vec<_>, _>>()?;
         let start = ColdStart {
+            host: vm::Host::open(None)?,
             shape: self.shape(),
             image: &parts.image,
             command_line: parts.command_line.clone(),

@@ -139,6 +139,7 @@ impl ToFailure for StartError {
     fn kind(&self) -> Kind {
         match self {
             StartError::Bundle(error) => error.kind(),
+            StartError::System(_) => Kind::HostCannot,
             StartError::Saved(_) => Kind::BadBundle,
             StartError::Build(error) => error.kind(),
             StartError::Load(_) => Kind::BadBundle,

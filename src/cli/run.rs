@@ -145,7 +145,9 @@ impl Run<'_> {
         })?;
         let manifest = self.bundle.manifest();
         let options = restore_options(&self.args.paging, self.args.timing.is_some(), way);
-        let mut machine = vm::restore(self.bundle, message.generation, options, console.writer(), timeline)?;
+        let opened = vm::Opened::new(self.bundle, None)?;
+        let generation = message.generation;
+        let mut machine = vm::restore(self.bundle, opened, generation, options, console.writer(), timeline)?;
         let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
         let mut drive = Drive::new(&mut machine, &mut conversation);
         let outcome = vm::wake(&mut drive, &message, sink, timeline)
@@ -176,7 +178,9 @@ impl Run<'_> {
 
     fn cold(&self, console: &Console, timeline: &mut Timeline, sink: &mut Sink) -> Result<Lived, Failure> {
         let contract = &self.bundle.manifest().function;
-        let mut machine = vm::boot_again(self.bundle, identity::random()?, console.writer(), timeline)?;
+        let opened = vm::Opened::new(self.bundle, None)?;
+        let mut machine =
+            vm::boot_again(self.bundle, opened, identity::random()?, console.writer(), timeline)?;
         let mut conversation = Conversation::cold(contract)?;
         let mut drive = Drive::new(&mut machine, &mut conversation);
         timeline.mark(vm::FIRST_INSTRUCTION);

@@ -14,8 +14,8 @@
 mod descriptors;
 mod entry;
 mod keeper;
-mod last_words;
 mod landlock;
+mod last_words;
 mod lists;
 mod own_user;
 mod process;

@@ -89,18 +89,27 @@ pub struct Buses {
 }
 
 impl VcpuThread {
-    /// Starts the thread; the guest does not run before [`run`](Self::run).
+    /// Starts the thread; the guest does not run before [`run`](Self::run), and not before `confine` has confined the thread.
+    /// Where that fails the guest is broken.
     ///
     /// # Errors
     /// The host has no room for a thread.
-    pub fn start(vcpu: KvmVcpu, index: u32, buses: Buses) -> Result<Self, ThreadError> {
+    pub fn start(
+        vcpu: KvmVcpu,
+        index: u32,
+        buses: Buses,
+        confine: impl FnOnce() -> Result<(), String> + Send + 'static,
+    ) -> Result<Self, ThreadError> {
         let pause = Arc::new(AtomicBool::new(false));
         let (commands, inbox) = channel();
         let (outbox, replies) = channel();
-        let mut runner = Runner { vcpu, index, buses, pause: pause.clone() };
+        let mut runner = Runner { vcpu, index, buses, pause: pause.clone(), refused: None };
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
-            .spawn(move || runner.serve(&inbox, &outbox))
+            .spawn(move || {
+                runner.refused = confine().err();
+                runner.serve(&inbox, &outbox);
+            })
             .map_err(|source| ThreadError::Start { index, source })?;
         Ok(VcpuThread { index, thread, pause, commands, replies })
     }
@@ -159,6 +168,8 @@ struct Runner {
     index: u32,
     buses: Buses,
     pause: Arc<AtomicBool>,
+    /// Why the thread could not be confined, if so.
+    refused: Option<String>,
 }
 
 /// How a stretch of running ended.
@@ -187,7 +198,11 @@ impl Runner {
 
     /// Runs the guest; tells the machine when it ends on its own, and why it cannot go on.
     fn run_reporting(&mut self) -> Option<String> {
-        let (request, reason) = match self.run_until_paused() {
+        let outcome = match self.refused.take() {
+            None => self.run_until_paused(),
+            Some(refused) => Ok(End::Broken(format!("its thread could not be confined: {refused}"))),
+        };
+        let (request, reason) = match outcome {
             Ok(End::Paused) => return None,
             Ok(End::Reset) => (Request::Reset, "the guest reset itself (triple fault)".to_owned()),
             Ok(End::Broken(reason)) => (Request::Broken, reason),

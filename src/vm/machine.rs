@@ -19,6 +19,7 @@ use crate::vcpu::{self, Buses, MsrSelection, ThreadError, VcpuThread};
 
 use super::capture::{self, CaptureError, Moment, Parts};
 use super::lifecycle::{Action, Event, State};
+use super::opened::Host;
 use super::saved::SavedMachine;
 use super::start::LoadError;
 use super::timeline::Timeline;
@@ -55,6 +56,8 @@ impl std::fmt::Debug for Origin<'_> {
 /// Everything [`Machine::build`] needs.
 #[derive(Debug)]
 pub struct Plan<'a> {
+    /// KVM.
+    pub host: Host,
     /// Memory and vCPUs.
     pub shape: Shape,
     /// Guest RAM, already mapped.
@@ -72,7 +75,7 @@ pub struct Plan<'a> {
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// KVM is not usable.
+    /// KVM does not tell what it can do.
     #[error(transparent)]
     System(#[from] SystemError),
     /// KVM refused a step.
@@ -174,11 +177,10 @@ impl Machine {
     /// # Errors
     /// See [`BuildError`]; nothing of a half-built machine is left.
     pub fn build(plan: Plan<'_>) -> Result<Self, BuildError> {
-        let Plan { shape, memory, devices, origin, count_faults, timeline } = plan;
+        let Plan { host, shape, memory, devices, origin, count_faults, timeline } = plan;
         let requests = RequestLine::new().map_err(BuildError::Events)?;
         install_kick_handler()?;
-        let system = System::open()?;
-        let vm = system.create_vm()?;
+        let vm = host.system.create_vm()?;
         timeline.mark("create VM");
         // Before the irqchip: afterwards each slot waits for an SRCU grace period (8 ms on Linux 6.18).
         vm.set_memory(&memory)?;
@@ -195,7 +197,7 @@ impl Machine {
         let faults = vcpus.iter().filter(|_| count_faults).filter_map(KvmVcpu::fault_count).collect();
         timeline.mark("create vCPUs");
         let msrs = start.apply(&Target {
-            system: &system,
+            system: &host.system,
             vm: &vm,
             vcpus: &vcpus,
             memory: &memory,
@@ -206,7 +208,7 @@ impl Machine {
         let buses = Buses { pio: devices.pio(), mmio: devices.mmio(), requests: requests.clone() };
         let vcpus = (0u32..)
             .zip(vcpus)
-            .map(|(index, vcpu)| VcpuThread::start(vcpu, index, buses.clone()))
+            .map(|(index, vcpu)| VcpuThread::start(vcpu, index, buses.clone(), host.confine_vcpu()))
             .collect::<Result<Vec<_>, _>>()?;
         let (epoll, sources) = event_loop(&devices, &requests).map_err(BuildError::Events)?;
         let state = State::Ready;

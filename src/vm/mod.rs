@@ -10,6 +10,7 @@ mod host;
 mod invoke;
 mod lifecycle;
 mod machine;
+mod opened;
 #[cfg(test)]
 mod points;
 mod record;
@@ -31,10 +32,10 @@ pub use invoke::{
 };
 pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
+pub use opened::{Host, Opened, private_file};
 pub use record::{RecordingError, Sample, record};
 pub use saved::{SavedError, SavedMachine};
 pub use start::{
-    BOOT_MAX, ColdStart, Generation, Image, LoadError, RestoreOptions, StartError, boot, boot_again,
-    private_file, restore,
+    BOOT_MAX, ColdStart, Generation, Image, LoadError, RestoreOptions, StartError, boot, boot_again, restore,
 };
 pub use timeline::Timeline;

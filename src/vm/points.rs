@@ -96,6 +96,7 @@ impl Rig {
             Image::Linux { .. } => panic!("no small guest"),
         };
         let machine = Machine::build(Plan {
+            host: Host::open(None).unwrap(),
             shape: SHAPE,
             memory: memory::anonymous(SHAPE.memory_bytes).unwrap(),
             devices: setup(&console),
@@ -112,6 +113,7 @@ impl Rig {
         let console = Console::default();
         let saved = SavedMachine::take(Reader::open(&snapshot.state).unwrap(), &SHAPE).unwrap();
         let machine = Machine::build(Plan {
+            host: Host::open(None).unwrap(),
             shape: SHAPE,
             memory: memory::copy_on_write(&snapshot.memory, SHAPE.memory_bytes).unwrap(),
             devices: setup(&console),

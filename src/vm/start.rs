@@ -11,8 +11,9 @@ use crate::boot::{
 };
 use crate::bundle::{Bundle, OpenError, VerifyError};
 use crate::config::{Backend, Paging, Prefetch, Verify};
-use crate::devices::{DeviceSetup, DriveBacking, DriveSetup, GENERATION_LEN, VirtioWindow};
+use crate::devices::{DeviceSetup, DriveSetup, GENERATION_LEN, VirtioWindow};
 use crate::jail::{self, LastWords};
+use crate::kvm::SystemError;
 use crate::memory::{
     self, ChunkError, ChunkSource, Door, Expected, GuestMemory, MapError, OnFailure, PagedError, Pager,
     Prefetched, RecordError, Recorder,
@@ -22,6 +23,7 @@ use snapshot_format::working_set::PageRange;
 
 use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
+use super::opened::{Host, Opened};
 use super::saved::{SavedError, SavedMachine};
 use super::timeline::Timeline;
 
@@ -36,6 +38,9 @@ pub enum StartError {
     /// A file of the bundle is missing, damaged or of a wrong length.
     #[error(transparent)]
     Bundle(#[from] OpenError),
+    /// KVM is not usable.
+    #[error(transparent)]
+    System(#[from] SystemError),
     /// The saved state cannot be used.
     #[error("The bundle's state cannot be used")]
     Saved(#[from] SavedError),
@@ -118,6 +123,7 @@ impl std::fmt::Debug for RestoreOptions {
 /// See [`StartError`].
 pub fn restore(
     bundle: &Bundle,
+    opened: Opened,
     generation: Generation,
     options: RestoreOptions,
     console: Box<dyn Write + Send>,
@@ -135,7 +141,8 @@ pub fn restore(
     let expected = expected(bundle, prefetch);
     let (memory, source) = clone_memory(bundle, shape.memory_bytes, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
-    let devices = setup(generation, clone_drives(bundle)?, console);
+    let Opened { host, drives } = opened;
+    let devices = setup(generation, drives, console);
     timeline.mark("map memory");
     let prefetched = match (&expected, &source) {
         (Some(expected), Source::File(file)) => {
@@ -154,7 +161,7 @@ pub fn restore(
     };
     timeline.mark("prefetch");
     let origin = Origin::Saved(Box::new(saved));
-    let plan = Plan { shape, memory, devices, origin, count_faults, timeline };
+    let plan = Plan { host, shape, memory, devices, origin, count_faults, timeline };
     let pager = source.pager();
     Ok(Machine::build(plan)?.served_by(pager).with_prefetched(prefetched))
 }
@@ -229,8 +236,9 @@ pub(super) fn restore_watched(
         }
     };
     let generation = (!is_port(bundle)).then_some(generation);
-    let devices = setup(generation, clone_drives(bundle)?, Box::new(io::sink()));
-    let plan = Plan { shape, memory, devices, origin, count_faults: false, timeline };
+    let Opened { host, drives } = Opened::new(bundle, None)?;
+    let devices = setup(generation, drives, Box::new(io::sink()));
+    let plan = Plan { host, shape, memory, devices, origin, count_faults: false, timeline };
     Ok((Machine::build(plan)?, recorder))
 }
 
@@ -293,32 +301,6 @@ fn is_port(bundle: &Bundle) -> bool {
     bundle.manifest().function.interface == snapshot_format::manifest::Interface::Port
 }
 
-/// Each drive of the bundle, writable ones behind a private copy that nobody else can see.
-fn clone_drives(bundle: &Bundle) -> Result<Vec<DriveSetup>, StartError> {
-    let drive = |drive: &snapshot_format::manifest::Drive| {
-        let base = bundle.drive(&drive.id)?;
-        let backing = if drive.read_only {
-            DriveBacking::ReadOnly(base)
-        } else {
-            let delta =
-                private_file().map_err(|source| StartError::Delta { id: drive.id.clone(), source })?;
-            DriveBacking::CopyOnWrite { base, delta }
-        };
-        Ok(DriveSetup { id: drive.id.clone(), backing })
-    };
-    bundle.manifest().drives.iter().map(drive).collect()
-}
-
-/// A file without a name: it is gone with the machine, however that ends.
-///
-/// # Errors
-/// The folder for temporary files cannot hold one.
-pub fn private_file() -> io::Result<File> {
-    use rustix::fs::{Mode, OFlags};
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?.into())
-}
-
 /// The devices of a Linux guest, which has a generation, or of a small one.
 fn setup(
     generation: Option<Generation>,
@@ -336,6 +318,7 @@ fn setup(
 /// See [`StartError`].
 pub fn boot_again(
     bundle: &Bundle,
+    opened: Opened,
     generation: Generation,
     console: Box<dyn Write + Send>,
     timeline: &mut Timeline,
@@ -347,12 +330,14 @@ pub fn boot_again(
         let kernel = Kernel::from_bytes(bundle.kernel()?).map_err(LoadError::from)?;
         Image::Linux { kernel, initramfs: bundle.initramfs()? }
     };
+    let Opened { host, drives } = opened;
     let start = ColdStart {
+        host,
         shape: Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus },
         image: &image,
         command_line: machine.kernel_cmdline.clone(),
         generation,
-        drives: clone_drives(bundle)?,
+        drives,
         console,
     };
     timeline.mark("read kernel");
@@ -375,6 +360,8 @@ pub enum Image {
 
 /// What a cold start needs.
 pub struct ColdStart<'a> {
+    /// KVM.
+    pub host: Host,
     /// Memory and vCPUs.
     pub shape: Shape,
     /// What runs.
@@ -404,7 +391,7 @@ impl std::fmt::Debug for ColdStart<'_> {
 /// # Errors
 /// See [`StartError`].
 pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, StartError> {
-    let ColdStart { shape, image, command_line, generation, drives, console } = start;
+    let ColdStart { host, shape, image, command_line, generation, drives, console } = start;
     let memory = memory::anonymous(shape.memory_bytes)?;
     let generation = matches!(*image, Image::Linux { .. }).then_some(generation);
     let devices = setup(generation, drives, console);
@@ -412,7 +399,7 @@ pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, St
         |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");
     let origin = Origin::Cold(&load);
-    Ok(Machine::build(Plan { shape, memory, devices, origin, count_faults: false, timeline })?)
+    Ok(Machine::build(Plan { host, shape, memory, devices, origin, count_faults: false, timeline })?)
 }
 
 /// Why an image could not be loaded.

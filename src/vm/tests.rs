@@ -52,6 +52,7 @@ fn clone_of(snapshot: &Snapshot) -> Machine {
         console: Box::new(io::sink()),
     };
     Machine::build(Plan {
+        host: Host::open(None).unwrap(),
         shape: SHAPE,
         memory: memory::copy_on_write(&snapshot.memory, SHAPE.memory_bytes).unwrap(),
         devices,
@@ -94,6 +95,7 @@ fn no_port_read_is_lost_or_done_twice_by_a_freeze_or_a_restore() {
     }
     let image = Image::Small(guest("counter"));
     let start = ColdStart {
+        host: Host::open(None).unwrap(),
         shape: SHAPE,
         image: &image,
         command_line: String::new(),
