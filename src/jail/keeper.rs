@@ -28,8 +28,8 @@ pub enum Kept {
 /// Makes jailed processes.
 #[derive(Debug)]
 pub struct Keeper {
-    /// A pidfd of this process: how its machines follow it, and notice that it has ended.
-    own: OwnedFd,
+    /// A pidfd of this process: how its machines follow it, and notice that it has ended. A machine takes it out.
+    own: Option<OwnedFd>,
     /// Whether machines can be given users of their own.
     gives_users: bool,
     /// What became of a user namespace for all its machines, where one was needed for the rest.
@@ -49,7 +49,7 @@ impl Keeper {
             .map_err(|e| ForkError::Tie(e.into()))?;
         let gives_users = own_user::is_administrator();
         let user_namespace = (!gives_users).then(own_user::become_administrator_of_own_namespace);
-        Ok(Keeper { own, gives_users, user_namespace, room: None })
+        Ok(Keeper { own: Some(own), gives_users, user_namespace, room: None })
     }
 
     /// Forks a machine's process, then makes the room if there is none yet: the first call returns in the keeper only when it
@@ -83,12 +83,14 @@ impl Keeper {
     }
 
     fn children_in_own_pid_namespace(&self) -> io::Result<()> {
-        Ok(rustix::thread::move_into_thread_name_spaces(self.own.as_fd(), ThreadNameSpaceType::PROCESS_ID)?)
+        let own = self.own.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        Ok(rustix::thread::move_into_thread_name_spaces(own.as_fd(), ThreadNameSpaceType::PROCESS_ID)?)
     }
 
-    fn machine(&self, told: File, walls: Walls) -> Result<Entry, ForkError> {
+    fn machine(&mut self, told: File, walls: Walls) -> Result<Entry, ForkError> {
         die_with_parent()?;
-        let keeper = self.own.try_clone().map_err(ForkError::Tie)?;
+        // Nothing of the keeper may stay open in the jail.
+        let keeper = self.own.take().ok_or(ForkError::Orphan)?;
         // It may have died before that was asked for.
         if has_ended(&keeper)? {
             return Err(ForkError::Orphan);
