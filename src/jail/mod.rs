@@ -7,8 +7,8 @@
 //!
 //! It imports nothing of ours.
 
-// UNSAFE: fork(2) and signal handlers are contracts about threads that the compiler cannot see; landlock has no safe interface; descriptors that
-// others left to this process have no owner in it.
+// UNSAFE: fork(2) and signal handlers are contracts about threads that the compiler cannot see; landlock has no safe interface;
+// descriptors that others left to this process have no owner in it.
 #![allow(unsafe_code)]
 
 mod descriptors;
