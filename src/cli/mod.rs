@@ -5,22 +5,20 @@ mod apart;
 mod args;
 mod bake;
 mod bench;
-mod console;
 mod doctor;
 mod event;
-mod failure;
 mod files;
-mod identity;
 mod image;
 mod inspect;
-mod kinds;
 mod output;
 mod paging;
+mod pooled;
 mod progress;
 mod rebake;
 mod record;
 mod report;
 mod run;
+mod serve;
 mod shell;
 mod signals;
 mod sink;
@@ -29,7 +27,8 @@ mod verify;
 
 use std::process::ExitCode;
 
-use crate::vm::Timeline;
+use crate::failure::{self, console};
+use crate::vm::{Timeline, identity};
 
 use apart::Way;
 use args::{Cli, Command};
@@ -52,11 +51,14 @@ pub fn main() -> ExitCode {
 }
 
 /// Whether the command is a `run`, whose end nobody should wait for. One that makes a bundle stays in this process, which cleans
-/// up when a signal ends it.
+/// up when a signal ends it, as does one that only asks a daemon.
 fn is_apart() -> bool {
     let mut words = std::env::args_os().skip(1);
     words.next().is_some_and(|word| word == "run")
-        && !words.any(|word| word.as_encoded_bytes().starts_with(b"--bake-to"))
+        && !words.any(|word| {
+            let word = word.as_encoded_bytes();
+            word.starts_with(b"--bake-to") || word.starts_with(b"--pool")
+        })
 }
 
 /// `way` is whom a clone tells that it must end at once.
@@ -73,7 +75,11 @@ fn command(mut timeline: Timeline, way: Way) -> u8 {
 fn run(command: Command, timeline: Timeline, way: Way) -> Result<u8, Failure> {
     match command {
         Command::Bake(args) => bake::bake(*args),
-        Command::Run(args) => run::run(&args, timeline, way),
+        Command::Run(args) => match &args.pool {
+            Some(socket) => pooled::run(&args, socket, timeline),
+            None => run::run(&args, timeline, way),
+        },
+        Command::Serve(args) => serve::serve(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Record(args) => record::record(&args),
         Command::Inspect(args) => inspect::inspect(&args),
@@ -99,7 +105,11 @@ fn wants_json(command: &Command) -> bool {
         Command::Bench(args) => args.json,
         Command::Inspect(args) | Command::Verify(args) => args.json,
         Command::Doctor(args) => args.json,
-        Command::Record(_) | Command::Image(_) | Command::Completions { .. } | Command::Man { .. } => false,
+        Command::Serve(_)
+        | Command::Record(_)
+        | Command::Image(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => false,
     }
 }
 

@@ -24,7 +24,7 @@ use super::start::LoadError;
 use super::timeline::Timeline;
 
 /// What a machine is made of, apart from its devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// Guest RAM, bytes; a multiple of 4 KiB.
     pub memory_bytes: u64,

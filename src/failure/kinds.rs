@@ -6,15 +6,15 @@ use crate::bundle::{DraftError, OpenError, VerifyError};
 use crate::config::{ConfigError, EventError, InvalidError};
 use crate::devices::DeviceError;
 use crate::function::SessionError;
-use crate::jail::ForkError;
+use crate::jail::{ForkError, JailError, SeccompError};
 use crate::memory::PagerError;
 use crate::rootfs::{DetectError, RootfsError};
 use crate::vm::{
-    BuildError, CaptureError, DriveError, InvokeError, LoadError, RecordingError, RunError, StartError,
-    WarmError,
+    BuildError, CaptureError, DriveError, IdentityError, InvokeError, LoadError, RecordingError,
+    RequestError, RunError, StartError, WarmError,
 };
 
-use super::failure::{Kind, ToFailure};
+use super::{Kind, ToFailure};
 
 /// Errors that are of one kind whatever their variant.
 macro_rules! always {
@@ -37,7 +37,10 @@ always! {
     DetectError => Usage,
     DeviceError => HostCannot,
     ForkError => HostCannot,
+    JailError => HostCannot,
+    SeccompError => HostCannot,
     CaptureError => HostCannot,
+    IdentityError => HostCannot,
     RunError => GuestFailed,
 }
 
@@ -168,6 +171,15 @@ impl ToFailure for RecordingError {
             RecordingError::Run(_) | RecordingError::Failed { .. } => Kind::GuestFailed,
             RecordingError::Session(error) => error.kind(),
             RecordingError::NoAnswer { source, .. } => source.kind(),
+        }
+    }
+}
+
+impl ToFailure for RequestError {
+    fn kind(&self) -> Kind {
+        match self {
+            RequestError::Foreign => Kind::Usage,
+            RequestError::Identity(error) => error.kind(),
         }
     }
 }
