@@ -77,9 +77,15 @@ impl Response {
     }
 }
 
-/// Serves one connection to its end.
-pub fn serve(daemon: &Daemon, connection: &Connection) {
+/// Serves one connection to its end; one that is not allowed gets that for an answer.
+pub fn serve(daemon: &Daemon, connection: &Connection, allowed: bool) {
     let mut from = BufReader::new(connection);
+    if !allowed {
+        let (mut to, refusal) = (connection, Response::refusal(403, "This user may not use this daemon"));
+        // Whoever is refused before he has asked takes it for a connection that failed.
+        Head::request(&mut from).map(|_| refusal.write(&mut to, false)).ok();
+        return;
+    }
     while let Some(keep_alive) = serve_one(daemon, connection, &mut from) {
         if !keep_alive {
             return;

@@ -23,12 +23,15 @@ use super::zygote::Zygote;
 
 /// Most connections at once.
 const CONNECTIONS_MAX: usize = 2048;
+/// Descriptors of the daemon itself, and those that each event may need.
+const OWN_DESCRIPTORS: u64 = 32;
+const DESCRIPTORS_PER_EVENT: u64 = 4;
 /// Stack of a connection's thread, bytes.
 const STACK: usize = 256 << 10;
 /// How long a connection may be silent between and within requests.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
-/// How long nothing is accepted when no descriptor is left.
-const PAUSE: Duration = Duration::from_millis(20);
+/// How long nothing is accepted when there are as many connections as may be, or no descriptor is left.
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// What a daemon is asked to do.
 #[derive(Debug, Clone)]
@@ -61,6 +64,7 @@ pub struct Daemon {
     shells: usize,
     uids: Vec<u32>,
     draining: AtomicBool,
+    connections_max: usize,
     connections: AtomicUsize,
     /// One registration at a time: the pool follows the registry.
     registering: Mutex<()>,
@@ -71,9 +75,10 @@ pub struct Daemon {
 /// # Errors
 /// It cannot begin, or the zygote has ended.
 pub fn serve(asked: &Asked) -> Result<(), Failure> {
+    remove_stale(&asked.socket)?;
     // First, while there is one thread and nothing that is worth copying.
     let zygote = Zygote::start(asked.whole)?;
-    raise_limit();
+    let descriptors = raise_limit();
     let listeners = Listeners::bind(asked)?;
     let daemon = Arc::new(Daemon {
         registry: Registry::default(),
@@ -81,6 +86,7 @@ pub fn serve(asked: &Asked) -> Result<(), Failure> {
         shells: asked.shells,
         uids: [vec![0, rustix::process::geteuid().as_raw()], asked.uids.clone()].concat(),
         draining: AtomicBool::new(false),
+        connections_max: connections_max(descriptors),
         connections: AtomicUsize::new(0),
         registering: Mutex::new(()),
     });
@@ -147,12 +153,19 @@ impl Daemon {
     }
 }
 
-/// Every descriptor that the daemon may have: each event has several.
-fn raise_limit() {
+/// Lets the daemon have every descriptor that it may: each event has several. How many those are.
+fn raise_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     // With fewer it works as well, for fewer at once.
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).ok();
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Connections for which there are descriptors: beside its own an event has its shell's two, and drives' private files.
+fn connections_max(descriptors: u64) -> usize {
+    let few = descriptors.saturating_sub(OWN_DESCRIPTORS) / DESCRIPTORS_PER_EVENT;
+    usize::try_from(few).unwrap_or(usize::MAX).clamp(2, CONNECTIONS_MAX)
 }
 
 fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
@@ -182,7 +195,6 @@ impl Listeners {
         let failed = |e: &io::Error| {
             Failure::text(Kind::HostCannot, format!("Cannot listen at {}: {e}", path.display()))
         };
-        remove_stale(&path)?;
         // Nobody may connect before the file has its mode.
         let before = rustix::process::umask(Mode::from_raw_mode(!asked.mode & 0o777));
         let bound = UnixListener::bind(&path);
@@ -232,6 +244,10 @@ impl Listeners {
 
     fn accept_all(&self, daemon: &Arc<Daemon>, accept: impl Fn() -> io::Result<Connection>) {
         loop {
+            // Those that are too many wait in the kernel's queue.
+            if daemon.connections.load(Ordering::SeqCst) >= daemon.connections_max {
+                return std::thread::sleep(PAUSE);
+            }
             match accept() {
                 Ok(connection) => begin(daemon, connection),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -244,31 +260,13 @@ impl Listeners {
 }
 
 fn begin(daemon: &Arc<Daemon>, connection: Connection) {
-    let mut to = &connection;
-    let refusal = if !connection.is_allowed(&daemon.uids) {
-        Some(("403 Forbidden", "request", "This user may not use this daemon"))
-    } else if daemon.connections.load(Ordering::SeqCst) >= CONNECTIONS_MAX {
-        Some(("503 Service Unavailable", "platform", "Too many connections"))
-    } else {
-        None
-    };
-    if let Some((status, whose, why)) = refusal {
-        let body = format!("{{\"error\":{{\"kind\":\"{whose}\",\"message\":\"{why}\"}}}}\n");
-        let text = format!(
-            "HTTP/1.1 {status}\r\nEmber-Error: {whose}\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        // One who does not listen is not told.
-        to.write_all(text.as_bytes()).ok();
-        return;
-    }
     if connection.prepare().is_err() {
         return;
     }
     daemon.connections.fetch_add(1, Ordering::SeqCst);
     let own = Arc::clone(daemon);
     let served = thread("connection", move || {
-        api::serve(&own, &connection);
+        api::serve(&own, &connection, connection.is_allowed(&own.uids));
         own.connections.fetch_sub(1, Ordering::SeqCst);
     });
     if served.is_err() {

@@ -9,6 +9,7 @@
 
 pub mod bundles;
 pub mod processes;
+pub mod serve;
 
 use std::ffi::OsStr;
 use std::fmt;
