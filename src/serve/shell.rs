@@ -15,8 +15,8 @@ use crate::devices::{DriveBacking, DriveSetup};
 use crate::failure::console::Console;
 use crate::failure::{Failure, Kind, ToFailure};
 use crate::function::{Conversation, Event, Notice, Stream};
-use crate::jail::{self, Entry, LastWords, List, Order, Uids, Walls};
-use crate::memory::{self, Door};
+use crate::jail::{self, Entry, Filter, LastWords, List, Order, Uids, Walls};
+use crate::memory::{self, Door, Program};
 use crate::vm::identity::{self, Asked};
 use crate::vm::{self, AnswerSink, Drive, Host, Machine, Opened, RestoreOptions, Shape, Timeline};
 
@@ -44,16 +44,18 @@ pub struct Making {
     pub shape: Shape,
     /// Whether a lacking wall is a failure.
     pub whole: bool,
+    /// Where this program lies.
+    pub program: Program,
 }
 
 /// Lives a shell's life to its end.
 pub fn live(making: Making) {
-    let Making { entry, daemon, kvm, null, shape, whole } = making;
+    let Making { entry, daemon, kvm, null, shape, whole, program } = making;
     let order = Order { uids: Uids::default(), file_bytes_max: FILE_BYTES_MAX, null: null.as_fd(), whole };
     let mut to = &daemon;
     // What goes wrong is told to the daemon; nothing a guest brings about reaches its terminal or its log.
     rustix::stdio::dup2_stdout(&null).and_then(|()| rustix::stdio::dup2_stderr(&null)).ok();
-    match make(entry, &order, kvm, shape) {
+    match make(entry, &order, kvm, shape, &program) {
         Ok((shell, walls)) => {
             let ready = Ready { jail: walls.level().name().to_owned() };
             if Frame::Ready(ready).write(&mut to).is_ok() {
@@ -65,17 +67,32 @@ pub fn live(making: Making) {
     }
 }
 
-fn make(entry: Entry, order: &Order<'_>, kvm: OwnedFd, shape: Shape) -> Result<(vm::Shell, Walls), Failure> {
+fn make(
+    entry: Entry,
+    order: &Order<'_>,
+    kvm: OwnedFd,
+    shape: Shape,
+    program: &Program,
+) -> Result<(Waiting, Walls), Failure> {
     let walls = entry.enter(order)?;
     let host = Host::of_device(kvm, Some(List::Vcpu))?;
     let memory = memory::anonymous(shape.memory_bytes).map_err(vm::StartError::from)?;
     let shell = vm::Shell::build(host, shape, memory, false, &mut Timeline::start())?;
+    let running = Filter::new(List::Main)?;
     jail::confine(List::Shell)?;
-    Ok((shell, walls))
+    program.bring_in();
+    Ok((Waiting { shell, running }, walls))
+}
+
+/// A shell that is made.
+struct Waiting {
+    shell: vm::Shell,
+    /// What the main thread confines itself to before a guest runs.
+    running: Filter,
 }
 
 /// Waits for the first job, and serves it and those that follow.
-fn serve(shell: vm::Shell, daemon: &File) {
+fn serve(shell: Waiting, daemon: &File) {
     // Nothing came: the daemon needs this shell no more, or is gone.
     let Ok(Some(received)) = job::receive(daemon) else { return };
     let mut timeline = Timeline::start();
@@ -87,12 +104,13 @@ fn serve(shell: vm::Shell, daemon: &File) {
 }
 
 fn clone(
-    shell: vm::Shell,
+    waiting: Waiting,
     received: Received,
     daemon: &File,
     console: &Console,
     timeline: &mut Timeline,
 ) -> Result<(), Failure> {
+    let Waiting { shell, running } = waiting;
     let Received { job, manifest, body, mut files } = received;
     let deltas = files.split_off(job.files.len().min(files.len()));
     let bundle = Bundle::from_files(manifest, job.files.iter().cloned().zip(files).collect())?;
@@ -106,7 +124,7 @@ fn clone(
     let opened = Opened::in_shell(shell, drives);
     let (generation, options) = (message.generation, options(daemon));
     let mut machine = vm::restore(&bundle, opened, generation, options, console.writer(), timeline)?;
-    jail::confine(List::Main)?;
+    running.apply()?;
     timeline.mark("confine");
     let function = &bundle.manifest().function;
     let mut conversation = Conversation::restored(function, bundle.manifest().agent_protocol)?;

@@ -20,6 +20,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::failure::{Failure, Kind};
 use crate::jail::{Forked, Keeper, Kept, MachineProcess, fork_machine};
+use crate::memory::Program;
 use crate::vm::Shape;
 
 use super::job::descriptors;
@@ -186,6 +187,7 @@ struct Nursery {
     kvm: OwnedFd,
     null: OwnedFd,
     whole: bool,
+    program: Program,
     keeper: Keeper,
     shells: Vec<Child>,
 }
@@ -206,7 +208,9 @@ impl Nursery {
         }
         let mut keeper = Keeper::new()?;
         keeper.close_inherited(null.as_fd());
-        Ok(Nursery { channel, kvm, null, whole, keeper, shells: Vec::new() })
+        // Without it shells are slower.
+        let program = Program::find().unwrap_or_default();
+        Ok(Nursery { channel, kvm, null, whole, program, keeper, shells: Vec::new() })
     }
 
     /// Makes shells until the daemon is gone. Returns in each shell too, with what it is made of.
@@ -268,9 +272,9 @@ impl Nursery {
             }
             Kept::Machine(entry) => {
                 let shape = Shape { memory_bytes: ask.memory_bytes, vcpus: ask.vcpus };
-                let whole = self.whole;
+                let (whole, program) = (self.whole, self.program.clone());
                 let daemon = OwnedFd::from(daemon).into();
-                Ok(Made::Shell(Making { entry, daemon, kvm, null, shape, whole }))
+                Ok(Made::Shell(Making { entry, daemon, kvm, null, shape, whole, program }))
             }
         }
     }
