@@ -1,5 +1,6 @@
 #!/bin/sh
-# Takes the samples of `cargo xtask bench main` in the emulated host: a file of JSON lines per series in $OUT. $1: echo or python.
+# Takes the samples of `cargo xtask bench main` in the emulated host: a file of JSON lines per series in $OUT. $1: echo, python,
+# python-long or python-import.
 #
 # Everything timed lies on a tmpfs, programs and bundles too: there a disk read takes anything from 18 us to 360 ms.
 set -eu
@@ -45,11 +46,19 @@ measure_python() {
     bake python "$EMBER_BENCHES/python"
     set -- "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event"
     measure python "$warm" restore "$@" -- timed "$@" --timing=json
-    set -- "$@" --repeat 100 --timing=json
-    measure python-long "$cold" restored "$@" -- cold "$@" --cold
+    measure python-cold "$cold" cold "$@" --cold --timing=json
+}
 
+# A hundred events of one machine.
+measure_python_long() {
+    bake python "$EMBER_BENCHES/python"
+    set -- "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event" --repeat 100 --timing=json
+    measure python-long "$cold" restored "$@" -- cold "$@" --cold
+}
+
+measure_python_import() {
     bake python-import "$EMBER_BENCHES/python-import"
     measure python-import "$cold" import "$ember" run "$place/python-import" --event-text "" --cold
 }
 
-"measure_$1"
+"measure_$(echo "$1" | tr - _)"

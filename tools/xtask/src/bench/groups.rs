@@ -54,6 +54,8 @@ pub const GROUPS: [Group; 3] = [
         parts: &[
             in_rig("echo", "main.sh", figures::echo),
             in_rig("python", "main.sh", figures::python),
+            in_rig("python-long", "main.sh", figures::python_long),
+            in_rig("python-import", "main.sh", figures::python_import),
             Part {
                 name: "native",
                 script: "native.sh",
@@ -83,5 +85,5 @@ pub const GROUPS: [Group; 3] = [
 
 const fn in_rig(name: &'static str, script: &'static str, figures: fn(&Path) -> Result<Measured>) -> Part {
     let (place, memory_mib) = (Place::ExactRig, DEFAULT_MEMORY_MIB);
-    Part { name, script, argument: name, place, memory_mib, limit: 2400, figures }
+    Part { name, script, argument: name, place, memory_mib, limit: 1200, figures }
 }
