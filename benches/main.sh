@@ -1,12 +1,11 @@
 #!/bin/sh
-# Takes the samples of `cargo xtask bench main` in the emulated host: a file of JSON lines per series in $OUT. $1: echo, python,
-# python-long or python-import.
+# Takes the samples of `cargo xtask bench main` in the emulated host: a file of JSON lines per series in $OUT. $1: the part.
 #
 # Everything timed lies on a tmpfs, programs and bundles too: there a disk read takes anything from 18 us to 360 ms.
 set -eu
 
 warm=${SAMPLES_WARM:-31}
-cold=${SAMPLES_COLD:-15}
+cold=$((${SAMPLES_COLD:-15} / RUNS))
 pause_us=8000
 place=$(mktemp -d /tmp/bench.XXXXXX)
 
@@ -46,7 +45,11 @@ measure_python() {
     bake python "$EMBER_BENCHES/python"
     set -- "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event"
     measure python "$warm" restore "$@" -- timed "$@" --timing=json
-    measure python-cold "$cold" cold "$@" --cold --timing=json
+}
+
+measure_python_cold() {
+    bake python "$EMBER_BENCHES/python"
+    measure python-cold "$cold" cold "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event" --cold --timing=json
 }
 
 # A hundred events of one machine.

@@ -15,6 +15,9 @@ mod samples;
 mod targets;
 mod tools;
 
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -29,7 +32,7 @@ use crate::process;
 use crate::progress::{say, step};
 use crate::rig::{Contents, Job, RigHost, pass_on};
 use crate::setup;
-use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
+use crate::workspace::{Workspace, make_dir, make_empty_dir, read, write};
 use groups::{GROUPS, Group, Part, Place};
 use peer::Peer;
 use report::{Origin, Report};
@@ -46,20 +49,19 @@ pub struct BenchArguments {
     /// Measure nothing, draw target/bench/report.html of what is there.
     #[arg(long, conflicts_with_all = ["groups", "check", "peer"])]
     draw: bool,
-    /// Only these groups.
+    /// Only these groups, or parts of groups.
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
 }
 
 /// Measures, merges, prints, and checks if asked.
 pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode> {
-    let groups = chosen(&arguments.groups)?;
+    let (parts, with_faults) = chosen(&arguments.groups)?;
     let path = workspace.target("bench/report.json");
     let mut report = Report::load(&path)?;
     if arguments.draw {
         return draw::draw(workspace, &report).map(|()| ExitCode::SUCCESS);
     }
-    let with_faults = groups.iter().any(|group| group.faults);
     let product = if with_faults { build::product_with_faults } else { build::product };
     let contents = Contents {
         guest: setup::prepare(workspace)?,
@@ -68,7 +70,7 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
         tests: Vec::new(),
     };
     let bench = Bench { workspace, tools: tools::build(workspace)?, contents, peer: arguments.peer.as_ref() };
-    for part in groups.iter().flat_map(|group| group.parts) {
+    for part in parts {
         bench.part(part, &mut report)?;
         report.save(&path)?;
     }
@@ -79,15 +81,18 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
     Ok(if arguments.check && !missed.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn chosen(names: &[String]) -> Result<Vec<&'static Group>> {
-    if let Some(unknown) = names.iter().find(|name| GROUPS.iter().all(|group| group.name != **name)) {
+/// The parts that are named, on their own or by their group; whether one of them needs a program that takes faults.
+fn chosen(names: &[String]) -> Result<(Vec<&'static Part>, bool)> {
+    let named = |group: &Group, part: &Part| names.iter().any(|name| name == group.name || name == part.name);
+    let all = || GROUPS.iter().flat_map(|group| group.parts.iter().map(move |part| (group, part)));
+    let unknown = |name: &&String| all().all(|(group, part)| group.name != **name && part.name != **name);
+    if let Some(unknown) = names.iter().find(unknown) {
         let known: Vec<&str> = GROUPS.iter().map(|group| group.name).collect();
         bail!("There is no bench group {unknown}, only: {}", known.join(", "));
     }
-    Ok(GROUPS
-        .iter()
-        .filter(|group| names.is_empty() || names.iter().any(|name| name == group.name))
-        .collect())
+    let chosen: Vec<_> = all().filter(|(group, part)| names.is_empty() || named(group, part)).collect();
+    let faults = chosen.iter().any(|(group, _)| group.faults);
+    Ok((chosen.into_iter().map(|(_, part)| part).collect(), faults))
 }
 
 /// What all parts share.
@@ -138,16 +143,27 @@ impl Bench<'_> {
     fn measure(&self, part: &Part) -> Result<PathBuf> {
         let out = self.workspace.target("bench").join(part.name);
         make_empty_dir(&out)?;
-        match part.place {
-            Place::ExactRig | Place::ExactRigWithPeer | Place::Rig => self.in_rig(part, &out)?,
-            Place::Native => self.natively(part, &out)?,
+        for number in 0..part.runs {
+            let run = if part.runs == 1 { out.clone() } else { out.join(format!("run-{number}")) };
+            make_dir(&run)?;
+            match part.place {
+                Place::ExactRig | Place::ExactRigWithPeer | Place::Rig => self.in_rig(part, &run)?,
+                Place::Native => self.natively(part, &run)?,
+            }
+            if part.runs > 1 {
+                append_samples(&run, &out)?;
+            }
         }
         Ok(out)
     }
 
     fn in_rig(&self, part: &Part, out: &Path) -> Result<()> {
         let mut inputs = self.tools.clone();
-        let mut environment = vec![("OUT", "/out".to_owned()), ("BENCH_TOOLS", "/in".to_owned())];
+        let mut environment = vec![
+            ("OUT", "/out".to_owned()),
+            ("BENCH_TOOLS", "/in".to_owned()),
+            ("RUNS", part.runs.to_string()),
+        ];
         if let Some(peer) = self.peer.filter(|_| part.place == Place::ExactRigWithPeer) {
             inputs.push(peer.program.clone());
             environment.push(("PEER", peer.in_job()?));
@@ -197,4 +213,18 @@ impl Bench<'_> {
         process::quiet(process::command("cp").arg("-rT").arg(out).arg(&kept))
             .with_context(|| format!("Cannot keep the raw samples in {}", kept.display()))
     }
+}
+
+/// Adds the samples of one run to those of the whole part.
+fn append_samples(run: &Path, whole: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(run).with_context(|| format!("Cannot read {}", run.display()))? {
+        let path = entry?.path();
+        if let (Some("jsonl"), Some(name)) = (path.extension().and_then(OsStr::to_str), path.file_name()) {
+            let samples = read(&path)?;
+            let file = File::options().create(true).append(true).open(whole.join(name));
+            file.and_then(|mut file| file.write_all(samples.as_bytes()))
+                .with_context(|| format!("Cannot keep the samples of {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
