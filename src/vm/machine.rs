@@ -244,6 +244,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Guest RAM, bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.shape.memory_bytes
+    }
+
     /// Whether no guest instruction has run yet.
     pub fn is_ready(&self) -> bool {
         self.state == State::Ready
