@@ -24,7 +24,8 @@ impl Lair {
     pub fn new() -> Self {
         let place = Place::new();
         fs::create_dir_all(place.join("modules/kernel")).unwrap();
-        let builtin = ["virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport", "virtio_rng", "overlay", "ext4"];
+        let builtin =
+            ["virtio_mmio", "virtio_blk", "vmw_vsock_virtio_transport", "virtio_rng", "overlay", "ext4"];
         let builtin: String = builtin.iter().map(|name| format!("kernel/{name}.ko\n")).collect();
         fs::write(place.join("modules/modules.builtin"), builtin).unwrap();
         fs::create_dir(place.join("root")).unwrap();

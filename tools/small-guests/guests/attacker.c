@@ -2,7 +2,8 @@
  * device itself, and speaks the guest protocol (docs/guest-protocol.md) well enough to be baked, until it attacks.
  *
  * Words of the command line: `at=STAGE do=ATTACK` names when and how (an event whose content begins with an attack's name does
- * the same for that event); `answer=http` or `answer=lambda` how an honest event is answered: with `fine`.
+ * the same for that event); `answer=http` or `answer=lambda` how an honest event is answered: with `fine`. An event `read N` is
+ * honest too, and reads 64 KiB of the first drive N times before.
  *
  * STAGE: greeting, start, freeze, restore, event. ATTACK: see the table. Whatever it does, it goes on for ever, or stands still
  * afterwards. */
@@ -20,6 +21,10 @@ enum {
     OP_DATA = 5,
     OP_CREDIT_UPDATE = 6,
     OP_CREDIT_REQUEST = 7,
+
+    SOCKET = 19,
+    DRIVE = 2,
+    READ_BYTES = 64 << 10,
 
     RECEIVE = 0,
     TRANSMIT = 1,
@@ -104,11 +109,17 @@ static _Noreturn void stand_still(void)
         __asm__ volatile("pause");
 }
 
+static unsigned find_device(uint32_t id)
+{
+    for (unsigned window = 0; window < VIRTIO_WINDOWS; window++)
+        if (device_read(window, REG_MAGIC) == VIRTIO_MAGIC && device_read(window, REG_DEVICE_ID) == id)
+            return window;
+    stand_still();
+}
+
 static void start_socket(void)
 {
-    while (device_read(socket_window, REG_MAGIC) != VIRTIO_MAGIC || device_read(socket_window, REG_DEVICE_ID) != 19)
-        if (++socket_window == VIRTIO_WINDOWS)
-            stand_still();
+    socket_window = find_device(SOCKET);
     device_begin(socket_window, 0);
     memset(&receive_queue, 0, sizeof receive_queue);
     memset(&transmit_queue, 0, sizeof transmit_queue);
@@ -474,6 +485,34 @@ static void all_devices_deadly(void)
     chaos(chance, true);
 }
 
+/* What an honest driver does: reads of the drive's first 64 KiB, one after the other. */
+static void read_drive(uint32_t count)
+{
+    static struct virtqueue queue;
+    static struct {
+        uint32_t type, reserved;
+        uint64_t sector;
+        uint8_t status, data[READ_BYTES];
+    } request;
+    unsigned window = find_device(DRIVE);
+    volatile uint16_t *used = &queue.used.index;
+
+    device_begin(window, 0);
+    device_queue(window, 0, &queue, QUEUE_ENTRIES);
+    device_write(window, REG_STATUS, STATUS_DRIVER_OK);
+    queue.descriptors[0] = (struct descriptor){ (uint64_t)&request, 16, DESCRIPTOR_NEXT, 1 };
+    queue.descriptors[1] =
+        (struct descriptor){ (uint64_t)request.data, READ_BYTES, DESCRIPTOR_NEXT | DESCRIPTOR_WRITE, 2 };
+    queue.descriptors[2] = (struct descriptor){ (uint64_t)&request.status, 1, DESCRIPTOR_WRITE, 0 };
+    for (uint32_t done = 0; done < count; done++) {
+        queue.available.index++;
+        __asm__ volatile("mfence" : : : "memory");
+        device_write(window, REG_QUEUE_NOTIFY, 0);
+        while (*used != queue.available.index)
+            __asm__ volatile("pause");
+    }
+}
+
 static const struct {
     const char *name;
     void (*attack)(void);
@@ -520,6 +559,16 @@ static bool is_word(const char *text, const char *word)
     return *text == '\0' || *text == ' ' || *text == '\n';
 }
 
+/* The decimal number that `text` begins with. */
+static uint64_t number(const char *text)
+{
+    uint64_t value = 0;
+
+    while (*text >= '0' && *text <= '9')
+        value = value * 10 + *text++ - '0';
+    return value;
+}
+
 /* Attacks as `name` says, which a number may follow: the seed. */
 static void attack(const char *name)
 {
@@ -528,9 +577,8 @@ static void attack(const char *name)
             continue;
         while (*name != ' ' && *name != '\0')
             name++;
-        if (*name == ' ' && name[1] >= '0' && name[1] <= '9')
-            for (chance = 0, name++; *name >= '0' && *name <= '9'; name++)
-                chance = chance * 10 + *name - '0';
+        if (*name == ' ')
+            chance = number(name + 1);
         ATTACKS[i].attack();
         stand_still();
     }
@@ -565,6 +613,8 @@ static void answer_event(uint32_t length)
         content = sizeof text - 1;
     memcpy(text, inbox + FRAME_HEADER + EVENT_HEAD, content);
     text[content] = '\0';
+    if (is_word(text, "read"))
+        read_drive(number(text + 5));
     attack(text);
     at("event");
     if (is_word(option("answer="), "http"))
