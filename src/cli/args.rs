@@ -10,6 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::{Paging, Prefetch, Size, Span, Verify};
 use crate::function::MACHINE_ID_LEN;
 
+use super::limits::LimitArgs;
+
 /// Restores microVMs from warm snapshots in milliseconds.
 ///
 /// `ember bake` boots a guest once, takes it to its warm point and writes a bundle; `ember run` restores a clone from the
@@ -298,12 +300,14 @@ pub struct RunArgs {
     /// Bundle to restore; with --pool the name of a function
     pub bundle: PathBuf,
     /// Have the daemon at this socket serve the event
-    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["paging", "verify", "prefetch", "userfaultfd", "count", "repeat", "cold", "bake_to", "console", "verbose"])]
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["paging", "verify", "prefetch", "userfaultfd", "count", "repeat", "cold", "bake_to", "console", "verbose", "console_max", "block_rate"])]
     pub pool: Option<PathBuf>,
     #[command(flatten)]
     pub event: EventArgs,
     #[command(flatten)]
     pub paging: PagingArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Environment value delivered after the restore; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub env: Vec<(String, String)>,

@@ -10,6 +10,7 @@ mod event;
 mod files;
 mod image;
 mod inspect;
+mod limits;
 mod output;
 mod paging;
 mod pooled;

@@ -27,7 +27,7 @@ pub fn run(args: &RunArgs, socket: &Path, mut timeline: Timeline) -> Result<u8, 
     let body = event::content(&args.event, interface)?;
     timeline.mark("read event");
     let mut answer = client.invoke(name, &headers(args)?, &body)?;
-    let mut sink = Sink::new(args.json, args.include, answer.interface());
+    let mut sink = Sink::new(args.json, args.include, answer.interface(), &args.limits);
     loop {
         match answer.next()? {
             Frame::Piece(piece) => take(&mut sink, piece)?,

@@ -14,6 +14,7 @@ use crate::vm::{
     RequestError, RunError, StartError, WarmError,
 };
 
+use super::limits::TooLong;
 use super::{Kind, ToFailure};
 
 /// Errors that are of one kind whatever their variant.
@@ -99,6 +100,7 @@ impl ToFailure for InvokeError {
             InvokeError::Drive(error) => error.kind(),
             InvokeError::Session(error) => error.kind(),
             InvokeError::NotUnique(_) => Kind::NotUnique,
+            InvokeError::Sink(reason) if TooLong::is_reason(reason) => Kind::GuestFailed,
             InvokeError::Sink(_) => Kind::Internal,
         }
     }

@@ -3,6 +3,7 @@
 
 pub mod console;
 mod kinds;
+pub mod limits;
 
 use std::error::Error;
 use std::fmt;

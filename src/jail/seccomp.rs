@@ -26,7 +26,7 @@ pub enum SeccompError {
 /// # Errors
 /// The kernel has no seccomp filters.
 pub fn confine(list: List) -> Result<(), SeccompError> {
-    Ok(Filter::new(list)?.apply()?)
+    Filter::new(list)?.apply()
 }
 
 /// A filter that is made, for a thread that will have no time for that.

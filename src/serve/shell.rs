@@ -97,7 +97,7 @@ fn serve(shell: Waiting, daemon: &File) {
     let Ok(Some(received)) = job::receive(daemon) else { return };
     let mut timeline = Timeline::start();
     let mut to = daemon;
-    let console = Console::new(false);
+    let console = Console::new(false, None);
     if let Err(failure) = clone(shell, received, daemon, &console, &mut timeline) {
         Frame::Failed(failure.with_detail(console.tail())).write(&mut to).ok();
     }
