@@ -84,10 +84,8 @@ mod tests {
                     3000-4000 ---p 00000000 08:01 12 /bin/x\n4000-5000 rw-p 00000000 00:00 0 [heap]\n\
                     5000-6000 r-xp 00000000 08:01 13 /lib/y\nnonsense\n";
         let program = Program::parse(maps, "/bin/x");
-        assert_eq!(
-            (program.read, program.written),
-            (vec![0x1000..0x2000], vec![0x2000..0x3000, 0x4000..0x5000])
-        );
+        assert_eq!(program.read, std::iter::once(0x1000..0x2000).collect::<Vec<_>>());
+        assert_eq!(program.written, [0x2000..0x3000, 0x4000..0x5000]);
     }
 
     #[test]
