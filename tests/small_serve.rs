@@ -133,9 +133,9 @@ fn a_clone_that_is_reused_serves_so_many_events_and_no_more() {
     }
     // One that waits for its next event is killed: the event finds another.
     daemon.invoke("toucher", "write 0 8 1").answers("0x0");
-    for shell in daemon.shells() {
-        common::processes::signal(shell, Signal::KILL);
-    }
+    let killed = daemon.shells();
+    killed.iter().for_each(|shell| common::processes::signal(*shell, Signal::KILL));
+    wait_until("they are gone", || daemon.children().iter().all(|pid| !killed.contains(pid)));
     daemon.invoke("toucher", "write 0 8 1").answers("0x0");
 }
 

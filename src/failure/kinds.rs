@@ -89,6 +89,7 @@ impl ToFailure for DriveError {
     fn kind(&self) -> Kind {
         match self {
             DriveError::Session(error) => error.kind(),
+            DriveError::Confine(_) => Kind::HostCannot,
             _ => Kind::GuestFailed,
         }
     }

@@ -8,7 +8,7 @@ pub enum List {
     /// The main thread of a jailed machine: devices, control stream, answer.
     Main,
     /// The main thread of a shell that waits for a bundle: what [`Main`](Self::Main) may do, receiving descriptors, mapping files
-    /// that came so, and what fills a VM. It confines itself to `Main` before a guest runs.
+    /// that came so, and what fills a VM. It confines itself to `Main` before it heeds a guest.
     Shell,
     /// A vCPU of a jailed machine.
     Vcpu,

@@ -47,12 +47,14 @@ pub struct Done {
     pub exit_code: i32,
     /// Block requests until then.
     pub block_requests: u64,
-    /// Phases and their microseconds, in order, from when the job had come.
+    /// Phases and their microseconds, in order, from when the daemon sent the job.
     pub phases: Vec<(String, f64)>,
-    /// CLOCK_MONOTONIC when the job had come, nanoseconds.
+    /// CLOCK_MONOTONIC when it did, nanoseconds.
     pub start_ns: u64,
     /// Microseconds from then to when the guest could run, to the answer's first piece, and to its end.
     pub restore_us: Option<f64>,
+    /// Microseconds to when a vCPU left the guest for the first time.
+    pub first_exit_us: Option<f64>,
     /// See above.
     pub first_answer_us: Option<f64>,
     /// See above.

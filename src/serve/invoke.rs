@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::failure::{Failure, Kind};
 use crate::function::Notice;
-use crate::vm::{Request, private_file};
+use crate::vm::{Request, Timeline, private_file};
 
 use super::frame::{Done, Frame};
 use super::gate::Closed;
@@ -112,7 +112,9 @@ fn serve(
     // A clone that is asked to be somebody else must be a fresh one.
     let kept = (call.identity == Identity::default()).then(|| function.take_kept()).flatten();
     // One that has ended while it waited is as good as none.
-    let again = kept.filter(|(shell, left)| send(shell, function, &call, limit, left - 1, false).is_ok());
+    let again = kept.filter(|(shell, left)| {
+        shell.is_alive() && send(shell, function, &call, limit, left - 1, false).is_ok()
+    });
     let (shell, left) = match again {
         Some((shell, left)) => (shell, left - 1),
         None => {
@@ -159,6 +161,7 @@ fn send(
         request: call.request.clone(),
         identity: call.identity.clone(),
         limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+        sent_ns: Timeline::start().start_ns(),
         more: left > 0,
     };
     let handles = files.into_iter().map(|(_, file)| file).filter(|_| fresh).chain(&deltas);

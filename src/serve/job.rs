@@ -35,6 +35,8 @@ pub struct Job {
     pub identity: Identity,
     /// Longest time until the answer is complete, milliseconds.
     pub limit_ms: u64,
+    /// CLOCK_MONOTONIC when it was sent, nanoseconds.
+    pub sent_ns: u64,
     /// Whether another event of the same function may follow.
     pub more: bool,
 }

@@ -42,6 +42,12 @@ impl Drop for Shell {
 }
 
 impl Shell {
+    /// Whether its process has not ended.
+    pub fn is_alive(&self) -> bool {
+        let mut polled = [PollFd::new(&self.process, PollFlags::IN)];
+        poll(&mut polled, Some(&timespec(Duration::ZERO))).is_ok_and(|ended| ended == 0)
+    }
+
     /// How its process ended: exit code or minus the signal; `None` while the zygote has not told.
     pub fn end(&self) -> Option<i32> {
         let limit = Instant::now() + NEWS_MAX;

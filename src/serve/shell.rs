@@ -87,7 +87,7 @@ fn make(
 /// A shell that is made.
 struct Waiting {
     shell: vm::Shell,
-    /// What the main thread confines itself to before a guest runs.
+    /// What the main thread confines itself to before it heeds a guest.
     running: Filter,
 }
 
@@ -124,11 +124,9 @@ fn clone(
     let opened = Opened::in_shell(shell, drives);
     let (generation, options) = (message.generation, options(daemon));
     let mut machine = vm::restore(&bundle, opened, generation, options, console.writer(), timeline)?;
-    running.apply()?;
-    timeline.mark("confine");
     let function = &bundle.manifest().function;
     let mut conversation = Conversation::restored(function, bundle.manifest().agent_protocol)?;
-    let mut drive = Drive::new(&mut machine, &mut conversation);
+    let mut drive = Drive::new(&mut machine, &mut conversation).confined_to(running);
     let mut sink = FrameSink { to: daemon, prints_answer: function.interface == Interface::Exec };
     let outcome = vm::wake(&mut drive, &message, &mut sink, timeline)
         .map_err(Failure::from)
@@ -152,11 +150,11 @@ fn events(
     loop {
         let more = job.more;
         let limit = Duration::from_millis(job.limit_ms);
-        let event: Event = job.request.event(interface, body, limit)?;
+        let event: Event = job.request.clone().event(interface, body, limit)?;
         let deadline = Some(Instant::now() + limit);
         let exit_code = vm::invoke(drive, &event, deadline, &mut sink, timeline)?;
         let mut to = daemon;
-        if Frame::Done(done(exit_code, drive, timeline)).write(&mut to).is_err() || !more {
+        if Frame::Done(done(exit_code, job.sent_ns, drive, timeline)).write(&mut to).is_err() || !more {
             return Ok(());
         }
         vm::next_turn(drive, Some(Instant::now() + limit))?;
@@ -170,16 +168,21 @@ fn next(daemon: &File) -> Result<Option<Received>, Failure> {
     job::receive_more(daemon).map_err(|e| Failure::new(Kind::Internal, &e))
 }
 
-fn done(exit_code: i32, drive: &mut Drive<'_>, timeline: &Timeline) -> Done {
+/// Everything counts from when the daemon sent the job.
+fn done(exit_code: i32, sent_ns: u64, drive: &mut Drive<'_>, timeline: &Timeline) -> Done {
     let us = |time: Duration| time.as_secs_f64() * 1e6;
+    let way = us(Duration::from_nanos(timeline.start_ns().saturating_sub(sent_ns)));
+    let own = timeline.phases().into_iter().map(|(name, took)| (name.to_owned(), us(took)));
+    let until = |mark| timeline.until(mark).map(|took| way + us(took));
     Done {
         exit_code,
         block_requests: drive.machine().devices().block_requests(),
-        phases: timeline.phases().into_iter().map(|(name, took)| (name.to_owned(), us(took))).collect(),
-        start_ns: timeline.start_ns(),
-        restore_us: timeline.until(vm::FIRST_INSTRUCTION).map(us),
-        first_answer_us: timeline.until(vm::FIRST_ANSWER).map(us),
-        answered_us: timeline.until(vm::ANSWERED).map(us),
+        phases: std::iter::once(("job".to_owned(), way)).chain(own).collect(),
+        start_ns: sent_ns,
+        restore_us: until(vm::FIRST_INSTRUCTION),
+        first_answer_us: until(vm::FIRST_ANSWER),
+        first_exit_us: drive.machine().first_exit().and_then(|at| timeline.at(at)).map(|took| way + us(took)),
+        answered_us: until(vm::ANSWERED),
     }
 }
 

@@ -251,6 +251,11 @@ impl Machine {
         self.shape.memory_bytes
     }
 
+    /// When a vCPU left the guest for the first time; `None` before.
+    pub fn first_exit(&self) -> Option<Instant> {
+        self.vcpus.iter().filter_map(VcpuThread::first_exit).min()
+    }
+
     /// Whether no guest instruction has run yet.
     pub fn is_ready(&self) -> bool {
         self.state == State::Ready

@@ -158,7 +158,7 @@ pub fn restore(
             if checked {
                 check(&bundle.chunks(true)?, expected)?;
             }
-            bring_in(file, &memory, expected, prefetch)
+            bring_in(file, &memory, expected, prefetch, !ground.is_shell())
         }
         (Some(expected), Source::Pager(pager)) => {
             let ranges = expected.read.iter().chain(&expected.written).cloned();
@@ -212,10 +212,18 @@ fn check(source: &dyn ChunkSource, expected: &Expected) -> Result<(), ChunkError
     Ok(())
 }
 
-fn bring_in(file: &File, memory: &GuestMemory, expected: &Expected, prefetch: Prefetch) -> Prefetched {
+fn bring_in(
+    file: &File,
+    memory: &GuestMemory,
+    expected: &Expected,
+    prefetch: Prefetch,
+    limited: bool,
+) -> Prefetched {
     let read = memory::read_ahead(file, memory, expected);
     match prefetch {
-        Prefetch::All => Prefetched { read_ahead: read.read_ahead, ..memory::copy_written(memory, expected) },
+        Prefetch::All => {
+            Prefetched { read_ahead: read.read_ahead, ..memory::copy_written(memory, expected, limited) }
+        }
         Prefetch::None | Prefetch::Read => read,
     }
 }
