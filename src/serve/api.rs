@@ -104,6 +104,7 @@ fn serve_one(daemon: &Daemon, connection: &Connection, from: &mut BufReader<&Con
         }
         Err(RequestError::Io(_)) => return None,
     };
+    let _answering = daemon.answering();
     let keep_alive = head.keeps_alive() && !daemon.is_draining();
     if head.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
         to.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;

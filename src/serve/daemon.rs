@@ -66,6 +66,7 @@ pub struct Daemon {
     draining: AtomicBool,
     connections_max: usize,
     connections: AtomicUsize,
+    answering: AtomicUsize,
     /// One registration at a time: the pool follows the registry.
     registering: Mutex<()>,
 }
@@ -88,6 +89,7 @@ pub fn serve(asked: &Asked) -> Result<(), Failure> {
         draining: AtomicBool::new(false),
         connections_max: connections_max(descriptors),
         connections: AtomicUsize::new(0),
+        answering: AtomicUsize::new(0),
         registering: Mutex::new(()),
     });
     let pool = Arc::clone(&daemon.pool);
@@ -135,21 +137,28 @@ impl Daemon {
         self.draining.load(Ordering::SeqCst)
     }
 
-    /// Waits until every event has been answered, for so long.
-    fn drain(&self, longest: Duration) {
-        let end = Instant::now() + longest;
-        let busy = || self.registry.all().iter().any(|f| f.gate.load() != Default::default());
-        while (busy() || self.connections.load(Ordering::SeqCst) > 0) && Instant::now() < end {
-            if !busy() && self.is_quiet() {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
+    /// Counts a request as being answered until the guard is dropped.
+    pub fn answering(&self) -> Answering<'_> {
+        self.answering.fetch_add(1, Ordering::SeqCst);
+        Answering(self)
     }
 
-    /// Connections that only wait for a next request are not waited for.
-    fn is_quiet(&self) -> bool {
-        self.registry.all().iter().all(|function| function.gate.load() == Default::default())
+    /// Waits until every request has been answered, for so long. Connections that wait for a next one are not waited for.
+    fn drain(&self, longest: Duration) {
+        let end = Instant::now() + longest;
+        while self.answering.load(Ordering::SeqCst) > 0 && Instant::now() < end {
+            std::thread::sleep(PAUSE);
+        }
+    }
+}
+
+/// A request that is being answered.
+#[derive(Debug)]
+pub struct Answering<'a>(&'a Daemon);
+
+impl Drop for Answering<'_> {
+    fn drop(&mut self) {
+        self.0.answering.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
