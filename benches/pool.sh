@@ -30,8 +30,10 @@ serve() {
     "$caller" "$socket" echo single 5 "$1" >"$place/warm-up"
 }
 
+# Shells and clones: the children of the daemon's one child.
 processes() {
-    ps -e -o comm= | grep -c '^ember$' || true
+    zygote=$(ps -o pid= --ppid "$daemon" | tr -d ' ')
+    ps -o pid= --ppid "$zygote" | wc -l
 }
 
 for shells in 8 100; do
