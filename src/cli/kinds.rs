@@ -154,6 +154,9 @@ impl ToFailure for StartError {
             | StartError::Chunk(_)
             | StartError::Prefetch(_)
             | StartError::Watch(_)
+            | StartError::ShellShape
+            | StartError::ShellPaging
+            | StartError::ShellBoot
             | StartError::Delta { .. } => Kind::HostCannot,
         }
     }

@@ -13,7 +13,9 @@ mod prefetch;
 mod source;
 mod uffd;
 
-pub use mapping::{MapError, addresses, anonymous, copy_on_write, own_pages, visit_content};
+pub use mapping::{
+    MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,
+};
 pub use prefetch::{Expected, Prefetched, copy_written, read_ahead, within};
 pub use source::{ChunkError, ChunkSource};
 pub use uffd::{

@@ -1,4 +1,4 @@
-//! The machine: one constructor for boot and restore, and what can be done with it.
+//! The machine, and what can be done with it. How one is built stands in `shell`.
 
 use std::fs::File;
 use std::io;
@@ -11,16 +11,17 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::boot::EntryPoint;
 use crate::bus::{Request, RequestLine};
 use crate::devices::{
-    BlockRate, ControlStream, DeviceError, DeviceSetup, DeviceStates, DeviceTable, EventToken, VirtioWindow,
+    BlockRate, ControlStream, DeviceError, DeviceSetup, DeviceTable, EventToken, VirtioWindow,
 };
-use crate::kvm::{FaultCount, KickError, KvmVcpu, KvmVm, System, SystemError, VmError, install_kick_handler};
-use crate::memory::{GuestMemory, Pager, Prefetched, layout};
-use crate::vcpu::{self, Buses, MsrSelection, ThreadError, VcpuThread};
+use crate::kvm::{FaultCount, KickError, KvmVm, SystemError, VmError};
+use crate::memory::{GuestMemory, Pager, Prefetched};
+use crate::vcpu::{self, MsrSelection, ThreadError, VcpuThread};
 
 use super::capture::{self, CaptureError, Moment, Parts};
 use super::lifecycle::{Action, Event, State};
 use super::opened::Host;
 use super::saved::SavedMachine;
+use super::shell::{Built, Shell};
 use super::start::LoadError;
 use super::timeline::Timeline;
 
@@ -144,8 +145,6 @@ pub enum Wake {
     Timeout,
 }
 
-/// Frequencies closer than this are the same: 250 ppm, as NTP may correct them.
-const TSC_TOLERANCE_PPM: u64 = 250;
 /// Most events taken from one wait.
 const EVENTS: usize = 16;
 
@@ -172,54 +171,25 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds a machine: the one order for boot and restore.
+    /// Builds a machine from nothing: a shell, then what fills it. A restore into a shell that waited begins with the second.
     ///
     /// # Errors
     /// See [`BuildError`]; nothing of a half-built machine is left.
     pub fn build(plan: Plan<'_>) -> Result<Self, BuildError> {
         let Plan { host, shape, memory, devices, origin, count_faults, timeline } = plan;
-        let requests = RequestLine::new().map_err(BuildError::Events)?;
-        install_kick_handler()?;
-        let vm = host.system.create_vm()?;
-        timeline.mark("create VM");
-        // Before the irqchip: afterwards each slot waits for an SRCU grace period (8 ms on Linux 6.18).
-        vm.set_memory(&memory)?;
-        timeline.mark("memory slots");
-        vm.set_tss_address(layout::KVM_TSS_ADDR)?;
-        // Before the vCPUs, whose local APICs it makes. It brings the default routes in one batch; no PIT.
-        vm.create_irqchip()?;
-        timeline.mark("irqchip");
-        let (start, device_states) = Start::new(origin);
-        let devices = DeviceTable::new(devices, memory.clone(), requests.clone(), device_states)?;
-        wire(&vm, &devices)?;
-        timeline.mark("devices");
-        let vcpus = (0..shape.vcpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
-        let faults = vcpus.iter().filter(|_| count_faults).filter_map(KvmVcpu::fault_count).collect();
-        timeline.mark("create vCPUs");
-        let msrs = start.apply(&Target {
-            system: &host.system,
-            vm: &vm,
-            vcpus: &vcpus,
-            memory: &memory,
-            devices: &devices,
-        })?;
-        timeline.mark("vCPU state");
-        let tsc_khz = vcpus.first().map_or(Ok(0), KvmVcpu::tsc_khz)?;
-        let buses = Buses { pio: devices.pio(), mmio: devices.mmio(), requests: requests.clone() };
-        let vcpus = (0u32..)
-            .zip(vcpus)
-            .map(|(index, vcpu)| VcpuThread::start(vcpu, index, buses.clone(), host.confine_vcpu()))
-            .collect::<Result<Vec<_>, _>>()?;
+        Shell::build(host, shape, memory, count_faults, timeline)?.fill(devices, origin, timeline)
+    }
+
+    /// The machine that a shell has become.
+    pub(super) fn new(parts: Built) -> Result<Self, BuildError> {
+        let Built { shape, tsc_khz, msrs, vcpus, devices, vm, memory, faults, requests } = parts;
         let (epoll, sources) = event_loop(&devices, &requests).map_err(BuildError::Events)?;
-        let state = State::Ready;
-        timeline.mark("threads");
-        let moment = None;
         Ok(Machine {
             shape,
-            state,
+            state: State::Ready,
             tsc_khz,
             msrs,
-            moment,
+            moment: None,
             vcpus,
             devices,
             vm,
@@ -274,6 +244,11 @@ impl Machine {
         }
         self.state = next;
         Ok(())
+    }
+
+    /// Guest RAM, bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.shape.memory_bytes
     }
 
     /// Whether no guest instruction has run yet.
@@ -443,103 +418,6 @@ impl Drop for Frozen<'_> {
             self.machine.state = State::Ended;
         }
     }
-}
-
-/// An origin without the devices' part.
-enum Start<'a> {
-    Cold(Loader<'a>),
-    Saved {
-        tsc_khz: u32,
-        clock_ns: u64,
-        irqchips: Box<[kvm_bindings::kvm_irqchip; 3]>,
-        vcpus: Vec<snapshot_format::sections::VcpuState>,
-    },
-}
-
-/// What a start is applied to.
-struct Target<'a> {
-    system: &'a System,
-    vm: &'a KvmVm,
-    vcpus: &'a [KvmVcpu],
-    memory: &'a GuestMemory,
-    devices: &'a DeviceTable,
-}
-
-impl<'a> Start<'a> {
-    fn new(origin: Origin<'a>) -> (Self, DeviceStates) {
-        match origin {
-            Origin::Cold(load) => (Start::Cold(load), DeviceStates::default()),
-            Origin::Saved(saved) => {
-                let SavedMachine { machine, clock, irqchips, vcpus, devices, frozen_at_unix_ns: _ } = *saved;
-                let irqchips = Box::new(irqchips);
-                (Start::Saved { tsc_khz: machine.tsc_khz, clock_ns: clock.clock, irqchips, vcpus }, devices)
-            }
-        }
-    }
-
-    /// Puts vCPUs and interrupt controllers where they start from; tells what a save will read.
-    fn apply(self, target: &Target<'_>) -> Result<MsrSelection, BuildError> {
-        match self {
-            Start::Cold(load) => cold(load, target),
-            Start::Saved { tsc_khz, clock_ns, irqchips, vcpus } => {
-                // Before the MSRs: the TSC is set in units of it.
-                set_tsc_frequency(target, tsc_khz)?;
-                let mut msrs = None;
-                for (vcpu, state) in target.vcpus.iter().zip(&vcpus) {
-                    msrs = Some(vcpu::restore(target.system, vcpu, state)?);
-                }
-                vcpu::share_tsc_offset(target.vcpus)?;
-                // After the local APICs, to which the I/O APIC may deliver at once.
-                irqchips.iter().try_for_each(|chip| target.vm.set_irqchip(chip))?;
-                // Last: the guest's clock runs on from here, and must do so before the first instruction.
-                target.vm.set_clock(clock_ns)?;
-                msrs.ok_or_else(no_vcpu)
-            }
-        }
-    }
-}
-
-fn cold(load: Loader<'_>, target: &Target<'_>) -> Result<MsrSelection, BuildError> {
-    let entry = load(target.memory, &target.devices.virtio_windows())?;
-    let supported = target.system.supported_cpuid()?;
-    let count = u32::try_from(target.vcpus.len()).unwrap_or(u32::MAX);
-    for (index, vcpu) in (0u32..).zip(target.vcpus) {
-        vcpu.set_cpuid(&vcpu::cpuid_for_vcpu(&supported, index, count))?;
-        vcpu::reset_msrs(vcpu)?;
-    }
-    let first = target.vcpus.first().ok_or_else(no_vcpu)?;
-    vcpu::enter(first, &entry)?;
-    Ok(MsrSelection::choose(&target.system.msr_indices()?, first)?)
-}
-
-fn no_vcpu() -> BuildError {
-    BuildError::Vm(VmError::TooMany { what: "The vCPU list", count: 0 })
-}
-
-/// Without scaling KVM takes a higher frequency all the same: it then moves the guest's TSC forward at every exit, in jumps.
-fn set_tsc_frequency(target: &Target<'_>, guest: u32) -> Result<(), BuildError> {
-    for vcpu in target.vcpus {
-        let host = vcpu.tsc_khz()?;
-        let difference = u64::from(host.abs_diff(guest)) * 1_000_000;
-        if guest == 0 || difference <= u64::from(host) * TSC_TOLERANCE_PPM {
-            continue;
-        }
-        if !target.system.scales_tsc() || vcpu.set_tsc_khz(guest).is_err() {
-            return Err(BuildError::TscFrequency { guest, host });
-        }
-    }
-    Ok(())
-}
-
-/// Interrupts in, notifications out, without an exit to user space.
-fn wire(vm: &KvmVm, devices: &DeviceTable) -> Result<(), VmError> {
-    for line in devices.irq_lines() {
-        vm.register_irqfd(line.event(), line.gsi())?;
-    }
-    for bell in devices.doorbells() {
-        vm.register_doorbell(&bell.event, bell.address, bell.queue)?;
-    }
-    Ok(())
 }
 
 /// Whose descriptor became ready.

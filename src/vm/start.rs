@@ -23,7 +23,7 @@ use snapshot_format::working_set::PageRange;
 
 use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
-use super::opened::{Host, Opened};
+use super::opened::{Ground, Host, Opened};
 use super::saved::{SavedError, SavedMachine};
 use super::timeline::Timeline;
 
@@ -74,6 +74,15 @@ pub enum StartError {
     /// The bundle's kernel cannot be booted.
     #[error("The bundle's kernel cannot be booted")]
     Load(#[from] LoadError),
+    /// A shell was made for another machine.
+    #[error("The shell that waited is of another shape than the bundle's machine")]
+    ShellShape,
+    /// A shell's memory comes from a mapped file.
+    #[error("A shell of a pool takes its memory by mmap, not by uffd")]
+    ShellPaging,
+    /// A shell can only be restored into.
+    #[error("A shell of a pool cannot be booted")]
+    ShellBoot,
     /// No room for what a clone writes to a drive.
     #[error("Cannot make the private copy of drive {id}")]
     Delta {
@@ -139,9 +148,9 @@ pub fn restore(
     let (count_faults, prefetch) = (options.count_faults, options.prefetch);
     let checked = options.verify == Verify::Touched;
     let expected = expected(bundle, prefetch);
-    let (memory, source) = clone_memory(bundle, shape.memory_bytes, options)?;
+    let Opened { ground, drives } = opened;
+    let (memory, source) = clone_memory(bundle, shape, &ground, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
-    let Opened { host, drives } = opened;
     let devices = setup(generation, drives, console);
     timeline.mark("map memory");
     let prefetched = match (&expected, &source) {
@@ -161,9 +170,14 @@ pub fn restore(
     };
     timeline.mark("prefetch");
     let origin = Origin::Saved(Box::new(saved));
-    let plan = Plan { host, shape, memory, devices, origin, count_faults, timeline };
     let pager = source.pager();
-    Ok(Machine::build(plan)?.served_by(pager).with_prefetched(prefetched))
+    let machine = match ground {
+        Ground::Host(host) => {
+            Machine::build(Plan { host, shape, memory, devices, origin, count_faults, timeline })
+        }
+        Ground::Shell(shell) => shell.fill(devices, origin, timeline),
+    };
+    Ok(machine?.served_by(pager).with_prefetched(prefetched))
 }
 
 /// What the recorded working set says, where there is a usable one.
@@ -236,7 +250,8 @@ pub(super) fn restore_watched(
         }
     };
     let generation = (!is_port(bundle)).then_some(generation);
-    let Opened { host, drives } = Opened::new(bundle, None)?;
+    let Opened { ground, drives } = Opened::new(bundle, None)?;
+    let host = ground.host()?;
     let devices = setup(generation, drives, Box::new(io::sink()));
     let plan = Plan { host, shape, memory, devices, origin, count_faults: false, timeline };
     Ok((Machine::build(plan)?, recorder))
@@ -274,24 +289,26 @@ impl Source<'_> {
 }
 
 /// The clone's memory, and what its pages come from.
-fn clone_memory(
-    bundle: &Bundle,
-    bytes: u64,
+fn clone_memory<'a>(
+    bundle: &'a Bundle,
+    shape: Shape,
+    ground: &Ground,
     options: RestoreOptions,
-) -> Result<(GuestMemory, Source<'_>), StartError> {
+) -> Result<(GuestMemory, Source<'a>), StartError> {
     match options.paging.backend(options.verify) {
         Backend::Mmap => {
             let file = bundle.memory()?;
-            let memory = memory::copy_on_write(file, bytes)?;
+            let memory = ground.copy_on_write(file, shape)?;
             if let Some(words) = options.memory_cut_short {
                 jail::watch_mapped_files(memory::addresses(&memory), words).map_err(StartError::Watch)?;
             }
             Ok((memory, Source::File(file)))
         }
+        Backend::Uffd if ground.is_shell() => Err(StartError::ShellPaging),
         Backend::Uffd => {
             let chunks = bundle.chunks(options.verify.checks_chunks())?;
             let (memory, pager) =
-                memory::paged(Box::new(chunks), bytes, options.door, options.on_pager_failure)?;
+                memory::paged(Box::new(chunks), shape.memory_bytes, options.door, options.on_pager_failure)?;
             Ok((memory, Source::Pager(pager)))
         }
     }
@@ -330,9 +347,9 @@ pub fn boot_again(
         let kernel = Kernel::from_bytes(bundle.kernel()?).map_err(LoadError::from)?;
         Image::Linux { kernel, initramfs: bundle.initramfs()? }
     };
-    let Opened { host, drives } = opened;
+    let Opened { ground, drives } = opened;
     let start = ColdStart {
-        host,
+        host: ground.host()?,
         shape: Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus },
         image: &image,
         command_line: machine.kernel_cmdline.clone(),
