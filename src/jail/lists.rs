@@ -166,8 +166,19 @@ impl List {
             call: libc::SYS_ioctl,
             checks: vec![Check::Is { index: 1, value: request }],
         });
-        plain.chain(ioctls).chain(memory()).chain(signals(self)).collect()
+        let metadata = metadata().into_iter().filter(|_| self == List::Main);
+        plain.chain(ioctls).chain(memory()).chain(metadata).chain(signals(self)).collect()
     }
+}
+
+/// Looks at what is open, and not at paths: with `AT_EMPTY_PATH` the path is not looked at unless it is given.
+fn metadata() -> [Allowed; 3] {
+    let of_descriptor = |index| Check::With { index, bits: libc::AT_EMPTY_PATH.cast_unsigned() };
+    [
+        Allowed { call: libc::SYS_fstat, checks: Vec::new() },
+        Allowed { call: libc::SYS_newfstatat, checks: vec![of_descriptor(3)] },
+        Allowed { call: libc::SYS_statx, checks: vec![of_descriptor(2)] },
+    ]
 }
 
 /// Memory is anonymous and never becomes code.

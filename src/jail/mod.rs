@@ -17,6 +17,7 @@ mod keeper;
 mod landlock;
 mod last_words;
 mod lists;
+mod memory_pool;
 mod own_user;
 mod process;
 mod room;

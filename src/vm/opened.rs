@@ -8,7 +8,7 @@ use crate::bundle::Bundle;
 use crate::devices::{DriveBacking, DriveSetup};
 use crate::jail::{List, confine};
 use crate::kvm::System;
-use crate::memory::{self, GuestMemory};
+use crate::memory::{self, GuestMemory, OnStart};
 
 use super::machine::Shape;
 use super::shell::Shell;
@@ -43,6 +43,12 @@ impl Host {
         let list = self.confinement;
         move || list.map_or(Ok(()), |list| confine(list).map_err(|e| sentence(&e)))
     }
+
+    /// What the pager's thread does first: it is confined where vCPUs are.
+    pub(super) fn confine_pager(&self) -> OnStart {
+        let confined = self.confinement.is_some();
+        Box::new(move || if confined { confine(List::Pager).map_err(io::Error::other) } else { Ok(()) })
+    }
 }
 
 fn sentence(error: &dyn std::error::Error) -> String {
@@ -64,6 +70,14 @@ impl Ground {
         match self {
             Ground::Host(host) => Ok(host),
             Ground::Shell(_) => Err(StartError::ShellBoot),
+        }
+    }
+
+    /// What a pager's thread does first; a shell has none.
+    pub(super) fn confine_pager(&self) -> OnStart {
+        match self {
+            Ground::Host(host) => host.confine_pager(),
+            Ground::Shell(_) => Box::new(|| Ok(())),
         }
     }
 

@@ -19,6 +19,7 @@ use crate::memory::{
     Prefetched, RecordError, Recorder,
 };
 
+use snapshot_format::manifest::names;
 use snapshot_format::working_set::PageRange;
 
 use super::capture::unix_ns;
@@ -111,6 +112,8 @@ pub struct RestoreOptions {
     pub count_faults: bool,
     /// What is to be done on the pager's thread when it fails. It must end the process.
     pub on_pager_failure: OnFailure,
+    /// Bytes that may be copied ahead; `None` for no limit.
+    pub copied_max: Option<u64>,
     /// What the process says at its end when its memory file was cut short; not watched for where it is `None`.
     pub memory_cut_short: Option<LastWords>,
 }
@@ -122,6 +125,22 @@ impl std::fmt::Debug for RestoreOptions {
             .field("verify", &self.verify)
             .field("door", &self.door)
             .finish_non_exhaustive()
+    }
+}
+
+impl RestoreOptions {
+    /// Gets everything of the host that a restore with these options needs, for a process that will be able to open nothing.
+    ///
+    /// # Errors
+    /// There is no userfaultfd where one is needed.
+    pub fn opened_ahead(mut self, bundle: &Bundle) -> Result<Self, StartError> {
+        if self.paging.backend(self.verify) == Backend::Uffd {
+            self.door = self.door.made().map_err(PagedError::from)?;
+        }
+        if self.prefetch == Prefetch::All && bundle.has(names::WORKING_SET) {
+            self.copied_max = memory::free_bytes();
+        }
+        Ok(self)
     }
 }
 
@@ -145,7 +164,7 @@ pub fn restore(
     }
     let saved = saved(bundle, shape)?;
     timeline.mark("read state");
-    let (count_faults, prefetch) = (options.count_faults, options.prefetch);
+    let (count_faults, prefetch, copied_max) = (options.count_faults, options.prefetch, options.copied_max);
     let checked = options.verify == Verify::Touched;
     let expected = expected(bundle, prefetch);
     let Opened { ground, drives } = opened;
@@ -158,7 +177,7 @@ pub fn restore(
             if checked {
                 check(&bundle.chunks(true)?, expected)?;
             }
-            bring_in(file, &memory, expected, prefetch)
+            bring_in(file, &memory, expected, prefetch, copied_max)
         }
         (Some(expected), Source::Pager(pager)) => {
             let ranges = expected.read.iter().chain(&expected.written).cloned();
@@ -212,10 +231,19 @@ fn check(source: &dyn ChunkSource, expected: &Expected) -> Result<(), ChunkError
     Ok(())
 }
 
-fn bring_in(file: &File, memory: &GuestMemory, expected: &Expected, prefetch: Prefetch) -> Prefetched {
-    let read = memory::read_ahead(file, memory, expected);
+fn bring_in(
+    file: &File,
+    memory: &GuestMemory,
+    expected: &Expected,
+    prefetch: Prefetch,
+    copied_max: Option<u64>,
+) -> Prefetched {
+    let read = memory::read_ahead(file, expected);
     match prefetch {
-        Prefetch::All => Prefetched { read_ahead: read.read_ahead, ..memory::copy_written(memory, expected) },
+        Prefetch::All => {
+            let copied = memory::copy_written(memory, expected, copied_max);
+            Prefetched { read_ahead: read.read_ahead, ..copied }
+        }
         Prefetch::None | Prefetch::Read => read,
     }
 }
@@ -307,8 +335,10 @@ fn clone_memory<'a>(
         Backend::Uffd if ground.is_shell() => Err(StartError::ShellPaging),
         Backend::Uffd => {
             let chunks = bundle.chunks(options.verify.checks_chunks())?;
+            let RestoreOptions { door, on_pager_failure, .. } = options;
+            let confine = ground.confine_pager();
             let (memory, pager) =
-                memory::paged(Box::new(chunks), shape.memory_bytes, options.door, options.on_pager_failure)?;
+                memory::paged(Box::new(chunks), shape.memory_bytes, door, confine, on_pager_failure)?;
             Ok((memory, Source::Pager(pager)))
         }
     }

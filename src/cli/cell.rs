@@ -1,0 +1,167 @@
+//! The jail around a machine's process, as commands use it: on unless the user wants none.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::fs::FileType;
+use serde::{Deserialize, Serialize};
+
+use crate::jail::{
+    Entry, Forked, Keeper, Kept, Level, List, MachineProcess, Order, Uids, Walls, confine, fork_machine,
+};
+
+use super::failure::{Failure, Kind};
+
+/// What is said where there is no jail.
+pub const NO_JAIL: &str = "--no-jail: nothing but KVM stands between the guest and this user's files, network and \
+     processes: no user and no namespaces of its own, no list of system calls, no limits";
+
+/// How much may be written to a standard stream that is a file, beyond what is in it; bytes.
+const OUTPUT_MAX: u64 = 16 << 30;
+
+/// Which side of a fork one is on.
+#[derive(Debug)]
+pub enum Side {
+    /// Whoever forked, with a handle of the machine's process.
+    Parent(MachineProcess),
+    /// The machine's process, and its way into its jail.
+    Machine(Option<Entry>),
+}
+
+/// Forks a machine's process. With `jailed` the calling process has no file system and no network afterwards.
+///
+/// # Errors
+/// See [`ForkError`](crate::jail::ForkError).
+pub fn fork(jailed: bool) -> Result<Side, Failure> {
+    if !jailed {
+        return Ok(match fork_machine()? {
+            Forked::Parent(machine) => Side::Parent(machine),
+            Forked::Machine => Side::Machine(None),
+        });
+    }
+    Ok(match Keeper::new()?.fork()? {
+        Kept::Keeper(machine) => Side::Parent(machine),
+        Kept::Machine(entry) => Side::Machine(Some(entry)),
+    })
+}
+
+/// An open `/dev/null`: what is jailed cannot open it.
+///
+/// # Errors
+/// There is none.
+pub fn open_null() -> Result<File, Failure> {
+    let opened = File::options().read(true).write(true).open("/dev/null");
+    opened.map_err(|e| Failure::text(Kind::HostCannot, format!("Cannot open /dev/null: {e}")))
+}
+
+/// The jail that a machine's process is to enter, or none.
+#[derive(Debug)]
+pub struct Cell<'a> {
+    jail: Option<(Entry, BorrowedFd<'a>)>,
+    whole: bool,
+}
+
+impl<'a> Cell<'a> {
+    /// The jail behind `entry`; `null` is what its process reads from then on.
+    pub fn new(entry: Option<Entry>, null: &'a File) -> Self {
+        Cell { jail: entry.map(|entry| (entry, null.as_fd())), whole: false }
+    }
+
+    /// None.
+    pub fn none() -> Self {
+        Cell { jail: None, whole: false }
+    }
+
+    /// Makes a lacking wall a failure.
+    #[must_use]
+    pub fn whole(self, whole: bool) -> Self {
+        Cell { whole, ..self }
+    }
+
+    /// What vCPUs are confined to.
+    pub fn vcpus(&self) -> Option<List> {
+        self.jail.as_ref().map(|_| List::Vcpu)
+    }
+
+    /// Enters the jail: nothing can be opened afterwards. Files up to `file_bytes` long may be written.
+    ///
+    /// # Errors
+    /// See [`JailError`](crate::jail::JailError); the process must end.
+    pub fn enter(self, file_bytes: u64) -> Result<Inside, Failure> {
+        let Some((entry, null)) = self.jail else { return Ok(Inside { walls: None }) };
+        let streams = [rustix::stdio::stdout(), rustix::stdio::stderr()];
+        let file_bytes_max = streams.into_iter().map(room_in).fold(file_bytes, u64::max);
+        let order = Order { uids: Uids::default(), file_bytes_max, null, whole: self.whole };
+        Ok(Inside { walls: Some(entry.enter(&order)?) })
+    }
+}
+
+/// How long a stream may become, bytes; 0 where it is no file.
+fn room_in(stream: BorrowedFd<'_>) -> u64 {
+    let file = rustix::fs::fstat(stream).ok().filter(|stat| FileType::from_raw_mode(stat.st_mode).is_file());
+    file.map_or(0, |stat| u64::try_from(stat.st_size).unwrap_or(0).saturating_add(OUTPUT_MAX))
+}
+
+/// A machine's process that is in its jail, or has none.
+#[derive(Debug)]
+pub struct Inside {
+    walls: Option<Walls>,
+}
+
+impl Inside {
+    /// Confines the calling thread to what a machine's main thread does: to be done when the machine is built, before its guest
+    /// runs.
+    ///
+    /// # Errors
+    /// The kernel has no seccomp filters.
+    pub fn confine(&self) -> Result<(), Failure> {
+        match self.walls {
+            Some(_) => Ok(confine(List::Main)?),
+            None => Ok(()),
+        }
+    }
+
+    /// What the user is told.
+    pub fn told(&self) -> ToldJail {
+        self.walls.as_ref().map_or_else(ToldJail::none, ToldJail::of)
+    }
+}
+
+/// What is told of a jail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToldJail {
+    /// `full`; `user` without a user of its own; `partial`; `none`.
+    pub level: String,
+    /// Which walls stand.
+    pub standing: Vec<String>,
+    /// Which do not, and why.
+    pub lacking: Vec<String>,
+}
+
+impl ToldJail {
+    fn none() -> Self {
+        ToldJail { level: Level::None.name().to_owned(), standing: Vec::new(), lacking: Vec::new() }
+    }
+
+    fn of(walls: &Walls) -> Self {
+        ToldJail {
+            level: walls.level().name().to_owned(),
+            standing: walls.standing().iter().map(|wall| wall.name().to_owned()).collect(),
+            lacking: walls.lacking().iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    /// Whether more is lacking than what takes root.
+    pub fn is_partial(&self) -> bool {
+        self.level == Level::Partial.name()
+    }
+
+    /// One line for a person.
+    pub fn line(&self) -> String {
+        let lacking = match self.lacking.as_slice() {
+            [] => String::new(),
+            all => format!("; lacking: {}", all.join(", ")),
+        };
+        format!("jail: {}{lacking}", self.level)
+    }
+}
