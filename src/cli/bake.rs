@@ -24,7 +24,7 @@ use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::progress::Progress;
 use super::sink::LogSink;
-use super::{agent, event, files, identity, output, record, signals};
+use super::{agent, cell, event, files, identity, output, record, signals};
 
 /// Longest kernel file, bytes.
 const KERNEL_MAX: u64 = 256 << 20;
@@ -249,7 +249,7 @@ impl Baker {
             command_line: parts.command_line.clone(),
             generation: identity::random()?,
             drives: setups,
-            console: self.console.writer(),
+            console: cell::console_sink(&self.console),
         };
         Ok(vm::boot(start, &mut Timeline::start())?)
     }

@@ -10,7 +10,10 @@ use crate::jail::{
     Entry, Forked, Keeper, Kept, Level, List, MachineProcess, Order, Uids, Walls, confine, fork_machine,
 };
 
+use super::apart::{died, pipe};
+use super::console::Console;
 use super::failure::{Failure, Kind};
+use crate::devices::ConsoleSink;
 
 /// What is said where there is no jail.
 pub const NO_JAIL: &str = "--no-jail: nothing but KVM stands between the guest and this user's files, network and \
@@ -52,6 +55,15 @@ pub fn fork(jailed: bool) -> Result<Side, Failure> {
 pub fn open_null() -> Result<File, Failure> {
     let opened = File::options().read(true).write(true).open("/dev/null");
     opened.map_err(|e| Failure::text(Kind::HostCannot, format!("Cannot open /dev/null: {e}")))
+}
+
+/// Where the console of a machine goes.
+pub fn console_sink(console: &Console) -> ConsoleSink {
+    if console.is_shown() {
+        ConsoleSink::Stream(console.writer())
+    } else {
+        ConsoleSink::Memory(console.writer())
+    }
 }
 
 /// The jail that a machine's process is to enter, or none.
@@ -127,6 +139,46 @@ impl Inside {
     }
 }
 
+/// Jails a process that does nothing, to tell how a clone's would be.
+///
+/// # Errors
+/// This host has no room for one, or it could not give up its rights.
+pub fn probe() -> Result<ToldJail, Failure> {
+    let (reader, writer) = pipe()?;
+    // The calling process stays as it is: another is its keeper.
+    match fork_machine()? {
+        Forked::Machine => {
+            drop(reader);
+            if let Some(told) = jail_nobody().transpose() {
+                // Whoever reads misses what is not written.
+                serde_json::to_writer(&writer, &told).ok();
+            }
+            std::process::exit(0)
+        }
+        Forked::Parent(keeper) => {
+            drop(writer);
+            serde_json::from_reader(reader).unwrap_or_else(|_| Err(died(&keeper)))
+        }
+    }
+}
+
+/// What stands around a process; nothing in its keeper, which waits for it.
+fn jail_nobody() -> Result<Option<ToldJail>, Failure> {
+    let null = open_null()?;
+    match fork(true)? {
+        Side::Machine(entry) => {
+            let inside = Cell::new(entry, &null).enter(0)?;
+            inside.confine()?;
+            Ok(Some(inside.told()))
+        }
+        Side::Parent(machine) => {
+            // A process that said nothing is missed by whoever reads.
+            machine.wait().ok();
+            Ok(None)
+        }
+    }
+}
+
 /// What is told of a jail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToldJail {
@@ -156,12 +208,21 @@ impl ToldJail {
         self.level == Level::Partial.name()
     }
 
+    /// Whether nothing is lacking.
+    pub fn is_full(&self) -> bool {
+        self.level == Level::Full.name()
+    }
+
+    /// The level, and what is lacking.
+    pub fn summary(&self) -> String {
+        match self.lacking.as_slice() {
+            [] => self.level.clone(),
+            all => format!("{}; lacking: {}", self.level, all.join(", ")),
+        }
+    }
+
     /// One line for a person.
     pub fn line(&self) -> String {
-        let lacking = match self.lacking.as_slice() {
-            [] => String::new(),
-            all => format!("; lacking: {}", all.join(", ")),
-        };
-        format!("jail: {}{lacking}", self.level)
+        format!("jail: {}", self.summary())
     }
 }

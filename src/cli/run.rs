@@ -180,7 +180,8 @@ impl Run<'_> {
         let opened = vm::Opened::new(self.bundle, cell.vcpus())?;
         let inside = self.enter(cell, timeline)?;
         let generation = message.generation;
-        let mut machine = vm::restore(self.bundle, opened, generation, options, console.writer(), timeline)?;
+        let mut machine =
+            vm::restore(self.bundle, opened, generation, options, cell::console_sink(console), timeline)?;
         inside.confine()?;
         timeline.mark("confine");
         let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
@@ -240,7 +241,7 @@ impl Run<'_> {
         let opened = vm::Opened::new(self.bundle, cell.vcpus())?;
         let inside = self.enter(cell, timeline)?;
         let mut machine =
-            vm::boot_again(self.bundle, opened, identity::random()?, console.writer(), timeline)?;
+            vm::boot_again(self.bundle, opened, identity::random()?, cell::console_sink(console), timeline)?;
         inside.confine()?;
         let mut conversation = Conversation::cold(contract)?;
         let mut drive = Drive::new(&mut machine, &mut conversation);

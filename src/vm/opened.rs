@@ -44,10 +44,10 @@ impl Host {
         move || list.map_or(Ok(()), |list| confine(list).map_err(|e| sentence(&e)))
     }
 
-    /// What the pager's thread does first: it is confined where vCPUs are.
-    pub(super) fn confine_pager(&self) -> OnStart {
+    /// What a thread beside the vCPUs does first: it is confined, to `list`, where they are.
+    pub(super) fn confine_thread(&self, list: List) -> OnStart {
         let confined = self.confinement.is_some();
-        Box::new(move || if confined { confine(List::Pager).map_err(io::Error::other) } else { Ok(()) })
+        Box::new(move || if confined { confine(list).map_err(io::Error::other) } else { Ok(()) })
     }
 }
 
@@ -73,10 +73,10 @@ impl Ground {
         }
     }
 
-    /// What a pager's thread does first; a shell has none.
-    pub(super) fn confine_pager(&self) -> OnStart {
+    /// What a thread beside the vCPUs does first. A shell may start none.
+    pub(super) fn confine_thread(&self, list: List) -> OnStart {
         match self {
-            Ground::Host(host) => host.confine_pager(),
+            Ground::Host(host) => host.confine_thread(list),
             Ground::Shell(_) => Box::new(|| Ok(())),
         }
     }

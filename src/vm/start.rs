@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use crate::boot::{
 };
 use crate::bundle::{Bundle, OpenError, VerifyError};
 use crate::config::{Backend, Paging, Prefetch, Verify};
-use crate::devices::{DeviceSetup, DriveSetup, GENERATION_LEN, VirtioWindow};
-use crate::jail::{self, LastWords};
+use crate::devices::{ConsoleSink, DeviceSetup, DriveSetup, GENERATION_LEN, ThreadStart, VirtioWindow};
+use crate::jail::{self, LastWords, List};
 use crate::kvm::SystemError;
 use crate::memory::{
     self, ChunkError, ChunkSource, Door, Expected, GuestMemory, MapError, OnFailure, PagedError, Pager,
@@ -154,7 +154,7 @@ pub fn restore(
     opened: Opened,
     generation: Generation,
     options: RestoreOptions,
-    console: Box<dyn Write + Send>,
+    console: impl Into<ConsoleSink>,
     timeline: &mut Timeline,
 ) -> Result<Machine, StartError> {
     let shape = shape(bundle);
@@ -170,7 +170,7 @@ pub fn restore(
     let Opened { ground, drives } = opened;
     let (memory, source) = clone_memory(bundle, shape, &ground, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
-    let devices = setup(generation, drives, console);
+    let devices = setup(generation, drives, console.into(), ground.confine_thread(List::Console));
     timeline.mark("map memory");
     let prefetched = match (&expected, &source) {
         (Some(expected), Source::File(file)) => {
@@ -280,7 +280,8 @@ pub(super) fn restore_watched(
     let generation = (!is_port(bundle)).then_some(generation);
     let Opened { ground, drives } = Opened::new(bundle, None)?;
     let host = ground.host()?;
-    let devices = setup(generation, drives, Box::new(io::sink()));
+    let console = ConsoleSink::Memory(Box::new(io::sink()));
+    let devices = setup(generation, drives, console, host.confine_thread(List::Console));
     let plan = Plan { host, shape, memory, devices, origin, count_faults: false, timeline };
     Ok((Machine::build(plan)?, recorder))
 }
@@ -336,7 +337,7 @@ fn clone_memory<'a>(
         Backend::Uffd => {
             let chunks = bundle.chunks(options.verify.checks_chunks())?;
             let RestoreOptions { door, on_pager_failure, .. } = options;
-            let confine = ground.confine_pager();
+            let confine = ground.confine_thread(List::Pager);
             let (memory, pager) =
                 memory::paged(Box::new(chunks), shape.memory_bytes, door, confine, on_pager_failure)?;
             Ok((memory, Source::Pager(pager)))
@@ -352,11 +353,12 @@ fn is_port(bundle: &Bundle) -> bool {
 fn setup(
     generation: Option<Generation>,
     drives: Vec<DriveSetup>,
-    console: Box<dyn Write + Send>,
+    console: ConsoleSink,
+    thread_start: ThreadStart,
 ) -> DeviceSetup {
     let linux = generation.is_some();
     let vsock_cid = linux.then_some(GUEST_CID);
-    DeviceSetup { drives, vsock_cid, rng: linux, generation, port: !linux, console }
+    DeviceSetup { drives, vsock_cid, rng: linux, generation, port: !linux, console, thread_start }
 }
 
 /// Boots the bundle's kernel with the bundle's root again, as the bake did.
@@ -367,7 +369,7 @@ pub fn boot_again(
     bundle: &Bundle,
     opened: Opened,
     generation: Generation,
-    console: Box<dyn Write + Send>,
+    console: impl Into<ConsoleSink>,
     timeline: &mut Timeline,
 ) -> Result<Machine, StartError> {
     let machine = &bundle.manifest().machine;
@@ -385,7 +387,7 @@ pub fn boot_again(
         command_line: machine.kernel_cmdline.clone(),
         generation,
         drives,
-        console,
+        console: console.into(),
     };
     timeline.mark("read kernel");
     boot(start, timeline)
@@ -420,7 +422,7 @@ pub struct ColdStart<'a> {
     /// Drives, `root` first.
     pub drives: Vec<DriveSetup>,
     /// Where the guest's serial output goes.
-    pub console: Box<dyn Write + Send>,
+    pub console: ConsoleSink,
 }
 
 impl std::fmt::Debug for ColdStart<'_> {
@@ -441,7 +443,7 @@ pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, St
     let ColdStart { host, shape, image, command_line, generation, drives, console } = start;
     let memory = memory::anonymous(shape.memory_bytes)?;
     let generation = matches!(*image, Image::Linux { .. }).then_some(generation);
-    let devices = setup(generation, drives, console);
+    let devices = setup(generation, drives, console, host.confine_thread(List::Console));
     let load =
         |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");
