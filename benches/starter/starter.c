@@ -15,7 +15,7 @@
  * function prints comes before it), else null; `start_us` is how long after the spawn the clock in there began.
  * `answer` is the beginning of its output. A program that fails, or says nothing, ends the whole with its standard error.
  *
- * A program's descendants that outlive it are waited for before the next pause (`ember run` leaves the end of its machine to
+ * A dot for each start goes to standard error. A program's descendants that outlive it are waited for before the next pause (`ember run` leaves the end of its machine to
  * such a one). Words NAME=VALUE in front of the program are added to its environment, as env(1) would, without being one more program.
  *
  * It is small and static, so that spawning costs what it costs a small program: no copied page tables, no relocations. */
@@ -259,8 +259,11 @@ int main(int count, char **arguments)
             pause_below(strtoull(arguments[3], NULL, 10));
             measure(commands[i] + 1, &sample);
             print_sample(out, commands[i][0], &sample);
+            /* Whoever watches sees that it goes on. */
+            fputc('.', stderr);
         }
     }
+    fputc('\n', stderr);
     if (fclose(out) != 0)
         die("write the samples");
     return 0;

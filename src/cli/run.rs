@@ -149,8 +149,8 @@ impl Run<'_> {
     /// A clone's whole life in this process.
     fn life(&self, rebake: Option<Rebake>, mut timeline: Timeline, way: Way, cell: Cell<'_>) -> Report {
         let interface = self.bundle.manifest().function.interface;
-        let mut sink = Sink::new(self.args.json, self.args.include, interface);
-        let console = Console::new(self.args.console || self.args.verbose);
+        let mut sink = Sink::new(self.args.json, self.args.include, interface, &self.args.limits);
+        let console = Console::new(self.args.console || self.args.verbose, self.args.limits.console_max);
         let outcome = if self.args.cold {
             self.cold(cell, &console, &mut timeline, &mut sink)
         } else {
@@ -182,6 +182,7 @@ impl Run<'_> {
         let generation = message.generation;
         let mut machine =
             vm::restore(self.bundle, opened, generation, options, cell::console_sink(console), timeline)?;
+        self.args.limits.apply(&mut machine);
         inside.confine()?;
         timeline.mark("confine");
         let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
@@ -242,6 +243,7 @@ impl Run<'_> {
         let inside = self.enter(cell, timeline)?;
         let mut machine =
             vm::boot_again(self.bundle, opened, identity::random()?, cell::console_sink(console), timeline)?;
+        self.args.limits.apply(&mut machine);
         inside.confine()?;
         let mut conversation = Conversation::cold(contract)?;
         let mut drive = Drive::new(&mut machine, &mut conversation);

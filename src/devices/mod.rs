@@ -22,6 +22,7 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 
+pub use block::BlockRate;
 pub use error::{DeviceError, StateFault};
 pub use serial::ConsoleSink;
 pub use states::DeviceStates;

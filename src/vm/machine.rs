@@ -10,7 +10,9 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::boot::EntryPoint;
 use crate::bus::{Request, RequestLine};
-use crate::devices::{ControlStream, DeviceError, DeviceSetup, DeviceTable, EventToken, VirtioWindow};
+use crate::devices::{
+    BlockRate, ControlStream, DeviceError, DeviceSetup, DeviceTable, EventToken, VirtioWindow,
+};
 use crate::kvm::{FaultCount, KickError, KvmVm, SystemError, VmError};
 use crate::memory::{GuestMemory, Pager, Prefetched};
 use crate::vcpu::{self, MsrSelection, ThreadError, VcpuThread};
@@ -244,6 +246,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Guest RAM, bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.shape.memory_bytes
+    }
+
     /// Whether no guest instruction has run yet.
     pub fn is_ready(&self) -> bool {
         self.state == State::Ready
@@ -260,15 +267,20 @@ impl Machine {
     /// A device failed, or waiting did.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<Vec<Wake>, RunError> {
         let mut events = [EpollEvent::default(); EVENTS];
-        let count = match self.epoll.wait(milliseconds(deadline), &mut events) {
+        let due = self.devices.due();
+        let end = deadline.into_iter().chain(due).min();
+        let count = match self.epoll.wait(milliseconds(end), &mut events) {
             Ok(count) => count,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(Vec::new()),
             Err(e) => return Err(RunError::Wait(e)),
         };
-        if count == 0 {
-            return Ok(vec![Wake::Timeout]);
-        }
         let mut wakes = Vec::new();
+        if let Some(now) = due.map(|_| Instant::now()).filter(|now| due <= Some(*now)) {
+            self.devices.serve_due(now)?;
+            wakes.push(Wake::Devices);
+        } else if count == 0 {
+            wakes.push(Wake::Timeout);
+        }
         for event in &events[..count] {
             self.serve(Token::from_u64(event.data()), &mut wakes)?;
         }
@@ -302,6 +314,11 @@ impl Machine {
     /// The byte stream to the agent or the small guest.
     pub fn control(&mut self) -> Option<&mut dyn ControlStream> {
         self.devices.control()
+    }
+
+    /// Limits the rate of each drive from now on.
+    pub fn limit_drives(&mut self, rate: BlockRate) {
+        self.devices.limit_drives(rate);
     }
 
     /// The devices, for counters.

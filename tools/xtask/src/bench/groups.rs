@@ -56,9 +56,9 @@ pub const GROUPS: [Group; 3] = [
         parts: &[
             in_rig("echo", "main.sh", figures::echo),
             in_rig("python", "main.sh", figures::python),
-            Part { runs: 3, ..in_rig("python-cold", "main.sh", figures::python_cold) },
-            Part { runs: 3, ..in_rig("python-long", "main.sh", figures::python_long) },
-            Part { runs: 3, ..in_rig("python-import", "main.sh", figures::python_import) },
+            Part { runs: 5, ..in_rig("python-cold", "main.sh", figures::python_cold) },
+            Part { runs: 5, ..in_rig("python-long", "main.sh", figures::python_long) },
+            Part { runs: 5, ..in_rig("python-import", "main.sh", figures::python_import) },
             Part {
                 name: "native",
                 script: "native.sh",
