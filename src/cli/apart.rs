@@ -113,6 +113,8 @@ pub fn pipe() -> Result<(File, File), Failure> {
 /// The failure of a child that said nothing.
 pub fn died(child: &MachineProcess) -> Failure {
     let end = match child.wait() {
+        // As a control group's memory limit ends a process.
+        Ok(-9) => "it was killed by signal 9, as by a limit of its memory".to_owned(),
         Ok(code) if code < 0 => format!("it was killed by signal {}", -code),
         Ok(code) => format!("it exited with {code}"),
         Err(error) => error.to_string(),

@@ -7,7 +7,7 @@ use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
 use crate::jail::{
-    Entry, Forked, Keeper, Kept, Level, List, MachineProcess, Order, Uids, Walls, confine, fork_machine,
+    Entry, Forked, Keeper, Kept, Level, List, MachineProcess, Order, Uids, Wall, Walls, confine, fork_machine,
 };
 
 use super::apart::{died, pipe};
@@ -71,23 +71,30 @@ pub fn console_sink(console: &Console) -> ConsoleSink {
 pub struct Cell<'a> {
     jail: Option<(Entry, BorrowedFd<'a>)>,
     whole: bool,
+    bounded: bool,
 }
 
 impl<'a> Cell<'a> {
     /// The jail behind `entry`; `null` is what its process reads from then on.
     pub fn new(entry: Option<Entry>, null: &'a File) -> Self {
-        Cell { jail: entry.map(|entry| (entry, null.as_fd())), whole: false }
+        Cell { jail: entry.map(|entry| (entry, null.as_fd())), whole: false, bounded: false }
     }
 
     /// None.
     pub fn none() -> Self {
-        Cell { jail: None, whole: false }
+        Cell { jail: None, whole: false, bounded: false }
     }
 
     /// Makes a lacking wall a failure.
     #[must_use]
     pub fn whole(self, whole: bool) -> Self {
         Cell { whole, ..self }
+    }
+
+    /// Notes that the process has a control group of its own.
+    #[must_use]
+    pub fn bounded(self, bounded: bool) -> Self {
+        Cell { bounded, ..self }
     }
 
     /// What vCPUs are confined to.
@@ -100,11 +107,12 @@ impl<'a> Cell<'a> {
     /// # Errors
     /// See [`JailError`](crate::jail::JailError); the process must end.
     pub fn enter(self, file_bytes: u64) -> Result<Inside, Failure> {
-        let Some((entry, null)) = self.jail else { return Ok(Inside { walls: None }) };
+        let bounded = self.bounded;
+        let Some((entry, null)) = self.jail else { return Ok(Inside { walls: None, bounded }) };
         let streams = [rustix::stdio::stdout(), rustix::stdio::stderr()];
         let file_bytes_max = streams.into_iter().map(room_in).fold(file_bytes, u64::max);
         let order = Order { uids: Uids::default(), file_bytes_max, null, whole: self.whole };
-        Ok(Inside { walls: Some(entry.enter(&order)?) })
+        Ok(Inside { walls: Some(entry.enter(&order)?), bounded })
     }
 }
 
@@ -118,6 +126,7 @@ fn room_in(stream: BorrowedFd<'_>) -> u64 {
 #[derive(Debug)]
 pub struct Inside {
     walls: Option<Walls>,
+    bounded: bool,
 }
 
 impl Inside {
@@ -135,7 +144,9 @@ impl Inside {
 
     /// What the user is told.
     pub fn told(&self) -> ToldJail {
-        self.walls.as_ref().map_or_else(ToldJail::none, ToldJail::of)
+        let mut told = self.walls.as_ref().map_or_else(ToldJail::none, ToldJail::of);
+        told.standing.extend(self.bounded.then(|| Wall::Cgroup.name().to_owned()));
+        told
     }
 }
 

@@ -176,6 +176,8 @@ impl Run<'_> {
         })?;
         let manifest = self.bundle.manifest();
         let options = restore_options(&self.args.paging, self.args.timing.is_some(), way);
+        // First: what it leaves of memory is asked when the rest is opened.
+        let cell = cell.bounded(self.args.limits.bound()?);
         let options = options.opened_ahead(self.bundle)?;
         let opened = vm::Opened::new(self.bundle, cell.vcpus())?;
         let inside = self.enter(cell, timeline)?;
@@ -239,6 +241,7 @@ impl Run<'_> {
         sink: &mut Sink,
     ) -> Result<Lived, Failure> {
         let contract = &self.bundle.manifest().function;
+        let cell = cell.bounded(self.args.limits.bound()?);
         let opened = vm::Opened::new(self.bundle, cell.vcpus())?;
         let inside = self.enter(cell, timeline)?;
         let mut machine =

@@ -11,6 +11,7 @@
 // descriptors that others left to this process have no owner in it.
 #![allow(unsafe_code)]
 
+mod cgroup;
 mod descriptors;
 mod entry;
 mod keeper;
@@ -24,6 +25,7 @@ mod room;
 mod seccomp;
 mod walls;
 
+pub use cgroup::{BoundError, Bounds, bound};
 pub use entry::{Entry, JailError, Order, Uids};
 pub use keeper::{Keeper, Kept};
 pub use last_words::{LastWords, watch_mapped_files};
