@@ -242,13 +242,13 @@ fn a_clone_holds_its_own_bundle_kvm_and_its_streams_and_nothing_else() {
     let place = Place::new();
     let bundle = fs::canonicalize(place.bake("faulty")).unwrap();
     // As a careless caller leaves it: files of others, and a directory.
-    const CARELESS: &str = r#"exec 7</etc/passwd 8</ 9>>"$1" && shift && exec "$@""#;
+    const CARELESS: &str = r#"exec 7</proc/version 8</ 9>>"$1" && shift && exec "$@""#;
     let log = place.join("log");
     for more in [&[][..], &["--paging", "uffd"], &["--verify", "all"], &["--cold"]] {
         let mut command = Command::new("sh");
         command.args(["-c", CARELESS, "sh"]).arg(&log).arg(program()).arg("run").arg(&bundle);
         command.args(["--event-text", "spin", "--timeout", "10m"]).args(more);
-        let alive = Alive::start(command.stdin(fs::File::open("/etc/hostname").unwrap()));
+        let alive = Alive::start(command.stdin(fs::File::open("/proc/version").unwrap()));
         let all = alive.descriptors();
         let foreign: Vec<&String> = all.iter().filter(|one| !is_its_own(one, &bundle)).collect();
         assert_eq!(foreign, [""; 0], "{more:?} among {all:?}");

@@ -337,7 +337,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub no_jail: bool,
     /// Fail where the host does not allow a whole jail, instead of saying what is lacking
-    #[arg(long, conflicts_with = "no_jail")]
+    #[arg(long, conflicts_with_all = ["no_jail", "bake_to"])]
     pub require_jail: bool,
     /// http: print status and headers before the body
     #[arg(short, long)]

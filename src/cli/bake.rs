@@ -16,6 +16,7 @@ use crate::config::{
 use crate::config::{EventText, ImageDefaults, Timeouts};
 use crate::devices::{DriveBacking, DriveSetup};
 use crate::function::Conversation;
+use crate::jail::List;
 use crate::rootfs::{self, Source};
 use crate::vm::{self, ColdStart, Drive, Image, Machine, MemoryUse, Shape, Timeline, WarmUp};
 
@@ -47,6 +48,9 @@ pub fn bake(args: BakeArgs) -> Result<u8, Failure> {
     let draft = Draft::create(&target, force)?;
     // From here on there is something to clean up, which a signal must not prevent.
     signals::clean_up_on_signal(draft.directory())?;
+    if !json {
+        eprintln!("{}", cell::BAKE);
+    }
     let mut baker = Baker {
         asked,
         draft,
@@ -249,7 +253,7 @@ impl Baker {
         let setups =
             parts.drives.iter().map(|drive| self.drive_setup(drive)).collect::<Result<Vec<_>, _>>()?;
         let start = ColdStart {
-            host: vm::Host::open(None)?,
+            host: vm::Host::open(Some(List::SavedVcpu))?,
             shape: self.shape(),
             image: &parts.image,
             command_line: parts.command_line.clone(),

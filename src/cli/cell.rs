@@ -19,6 +19,10 @@ use crate::devices::ConsoleSink;
 pub const NO_JAIL: &str = "--no-jail: nothing but KVM stands between the guest and this user's files, network and \
      processes: no user and no namespaces of its own, no list of system calls, no limits";
 
+/// What is said where a guest runs in a process that writes files.
+pub const BAKE: &str = "note: while a bundle is baked only its vCPUs are confined, because the same process writes the bundle: \
+     bake what you trust, or in a container; clones of it are jailed";
+
 /// How much may be written to a standard stream that is a file, beyond what is in it; bytes.
 const OUTPUT_MAX: u64 = 16 << 30;
 
@@ -70,6 +74,8 @@ pub fn console_sink(console: &Console) -> ConsoleSink {
 #[derive(Debug)]
 pub struct Cell<'a> {
     jail: Option<(Entry, BorrowedFd<'a>)>,
+    /// What vCPUs are confined to.
+    vcpus: Option<List>,
     whole: bool,
     bounded: bool,
 }
@@ -77,12 +83,19 @@ pub struct Cell<'a> {
 impl<'a> Cell<'a> {
     /// The jail behind `entry`; `null` is what its process reads from then on.
     pub fn new(entry: Option<Entry>, null: &'a File) -> Self {
-        Cell { jail: entry.map(|entry| (entry, null.as_fd())), whole: false, bounded: false }
+        let vcpus = entry.as_ref().map(|_| List::Vcpu);
+        Cell { jail: entry.map(|entry| (entry, null.as_fd())), vcpus, whole: false, bounded: false }
     }
 
-    /// None.
+    /// None: the process may write a bundle, or run no guest at all.
     pub fn none() -> Self {
-        Cell { jail: None, whole: false, bounded: false }
+        Cell { jail: None, vcpus: None, whole: false, bounded: false }
+    }
+
+    /// For a machine that becomes a bundle: its vCPUs are confined, if `confined`, and nothing else of its process.
+    #[must_use]
+    pub fn for_bake(self, confined: bool) -> Self {
+        Cell { vcpus: confined.then_some(List::SavedVcpu), ..self }
     }
 
     /// Makes a lacking wall a failure.
@@ -99,7 +112,7 @@ impl<'a> Cell<'a> {
 
     /// What vCPUs are confined to.
     pub fn vcpus(&self) -> Option<List> {
-        self.jail.as_ref().map(|_| List::Vcpu)
+        self.vcpus
     }
 
     /// Enters the jail: nothing can be opened afterwards. Files up to `file_bytes` long may be written.

@@ -35,6 +35,8 @@ use super::{event, output, signals};
 pub fn run(args: &RunArgs, mut timeline: Timeline, way: Way, cell: Cell<'_>) -> Result<u8, Failure> {
     if args.no_jail {
         eprintln!("ember: {}", cell::NO_JAIL);
+    } else if args.bake_to.is_some() {
+        eprintln!("{}", cell::BAKE);
     }
     let mut bundle = Bundle::open(&args.bundle)?;
     bundle.detach(args.paging.verify == Verify::All)?;
@@ -45,7 +47,10 @@ pub fn run(args: &RunArgs, mut timeline: Timeline, way: Way, cell: Cell<'_>) -> 
     let run = Run { args, bundle: &bundle, event: &event, limit };
     match args.count {
         None => {
-            let cell = cell.whole(args.require_jail);
+            let cell = match args.bake_to {
+                Some(_) => cell.for_bake(!args.no_jail),
+                None => cell.whole(args.require_jail),
+            };
             conclude(args, &run.life(begin_rebake(args)?, timeline, way, cell))
         }
         Some(count) => run.repeated(count),

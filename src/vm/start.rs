@@ -278,7 +278,7 @@ pub(super) fn restore_watched(
         }
     };
     let generation = (!is_port(bundle)).then_some(generation);
-    let Opened { ground, drives } = Opened::new(bundle, None)?;
+    let Opened { ground, drives } = Opened::new(bundle, Some(List::Vcpu))?;
     let host = ground.host()?;
     let console = ConsoleSink::Memory(Box::new(io::sink()));
     let devices = setup(generation, drives, console, host.confine_thread(List::Console));

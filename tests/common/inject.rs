@@ -34,17 +34,22 @@ pub fn inject(thread: i32, call: &Call) -> Outcome {
     ptrace::interrupt(thread).unwrap();
     wait(thread);
     let before = ptrace::getregs(thread).unwrap();
-    ptrace::setregs(thread, calling(&before, call)).unwrap();
-    ptrace::step(thread, None).unwrap();
-    match wait(thread) {
-        WaitStatus::Signaled(_, signal, _) => Outcome::Killed(signal as i32),
-        // A thread that goes with its process tells an end of its own.
-        WaitStatus::Exited(_, code) => Outcome::Killed(code),
-        _ => {
-            let returned = ptrace::getregs(thread).unwrap().rax.cast_signed();
+    let calling = calling(&before, call);
+    ptrace::setregs(thread, calling).unwrap();
+    loop {
+        ptrace::step(thread, None).unwrap();
+        match wait(thread) {
+            WaitStatus::Signaled(_, signal, _) => return Outcome::Killed(signal as i32),
+            // A thread that goes with its process tells an end of its own.
+            WaitStatus::Exited(_, code) => return Outcome::Killed(code),
+            _ => {}
+        }
+        let after = ptrace::getregs(thread).unwrap();
+        // It may have stopped once more for having been interrupted.
+        if after.rip != calling.rip {
             ptrace::setregs(thread, before).unwrap();
             ptrace::detach(thread, None).unwrap();
-            Outcome::Returned(returned)
+            return Outcome::Returned(after.rax.cast_signed());
         }
     }
 }
