@@ -1,5 +1,7 @@
 //! Making a thread of another process call the kernel, as whoever has broken into it would.
 
+use std::time::Duration;
+
 use nix::libc::{c_long, user_regs_struct};
 use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -31,9 +33,7 @@ const SYSCALL_LEN: u64 = 2;
 pub fn inject(thread: i32, call: &Call) -> Outcome {
     let thread = Pid::from_raw(thread);
     ptrace::seize(thread, ptrace::Options::empty()).unwrap();
-    ptrace::interrupt(thread).unwrap();
-    wait(thread);
-    let before = ptrace::getregs(thread).unwrap();
+    let before = stopped_in_call(thread);
     let calling = calling(&before, call);
     ptrace::setregs(thread, calling).unwrap();
     loop {
@@ -51,6 +51,20 @@ pub fn inject(thread: i32, call: &Call) -> Outcome {
             ptrace::detach(thread, None).unwrap();
             return Outcome::Returned(after.rax.cast_signed());
         }
+    }
+}
+
+/// Stops it where it waits: what it was doing is not a call while it serves something.
+fn stopped_in_call(thread: Pid) -> user_regs_struct {
+    loop {
+        ptrace::interrupt(thread).unwrap();
+        wait(thread);
+        let registers = ptrace::getregs(thread).unwrap();
+        if registers.orig_rax != u64::MAX {
+            return registers;
+        }
+        ptrace::cont(thread, None).unwrap();
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
