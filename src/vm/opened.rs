@@ -44,9 +44,10 @@ impl Host {
         move || list.map_or(Ok(()), |list| confine(list).map_err(|e| sentence(&e)))
     }
 
-    /// What a thread beside the vCPUs does first: it is confined, to `list`, where they are.
+    /// What a thread beside the vCPUs does first: it is confined, to `list`, where they are and no bundle is written. A pager that
+    /// fails while one is has files to remove.
     pub(super) fn confine_thread(&self, list: List) -> OnStart {
-        let confined = self.confinement.is_some();
+        let confined = self.confinement == Some(List::Vcpu);
         Box::new(move || if confined { confine(list).map_err(io::Error::other) } else { Ok(()) })
     }
 }
