@@ -12,7 +12,7 @@ use snapshot_format::state::{DecodeError, FormatVersion, Reader};
 
 use snapshot_format::working_set::{WorkingSet, WorkingSetError};
 
-use super::directory::{Directory, FileFault, PlainFile};
+use super::directory::{Directory, FileFault, Listing, PlainFile};
 use super::{hex, machine_state};
 
 /// Longest kernel or initramfs, bytes: they are read whole.
@@ -159,7 +159,7 @@ impl OpenError {
 /// [`verify`](Self::verify) only.
 #[derive(Debug)]
 pub struct Bundle {
-    pub(super) directory: Directory,
+    pub(super) listing: Listing,
     manifest: Manifest,
     manifest_text: Vec<u8>,
     /// One handle per file: what was measured is what is mapped.
@@ -188,7 +188,19 @@ impl Bundle {
             }
         };
         let files = manifest.files.iter().map(open).collect::<Result<_, OpenError>>()?;
-        Ok(Bundle { directory, manifest, manifest_text, files })
+        Ok(Bundle { listing: Listing::Open(directory), manifest, manifest_text, files })
+    }
+
+    /// Closes the directory: whoever has this bundle reaches the files that are open, and no other. Only with `verifiable` can all
+    /// of it be [verified](Self::verify) afterwards.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn detach(&mut self, verifiable: bool) -> Result<(), OpenError> {
+        let read = |source| OpenError::Read { name: ".".to_owned(), source };
+        let names = verifiable.then(|| self.listing.names().map_err(read)).transpose()?;
+        self.listing = names.map_or(Listing::Closed, Listing::Read);
+        Ok(())
     }
 
     /// What the bundle is.

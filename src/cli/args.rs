@@ -333,6 +333,12 @@ pub struct RunArgs {
     /// Format of --bake-to, for older releases
     #[arg(long, value_name = "VERSION", requires = "bake_to")]
     pub format: Option<snapshot_format::state::FormatVersion>,
+    /// Do not jail the clone
+    #[arg(long)]
+    pub no_jail: bool,
+    /// Fail where the host does not allow a whole jail, instead of saying what is lacking
+    #[arg(long, conflicts_with_all = ["no_jail", "bake_to"])]
+    pub require_jail: bool,
     /// http: print status and headers before the body
     #[arg(short, long)]
     pub include: bool,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::vm::{ANSWERED, FIRST_ANSWER, FIRST_INSTRUCTION, Timeline};
 
+use super::cell::ToldJail;
 use super::failure::{Failure, Kind};
 use super::paging::ToldPaging;
 use super::rebake::Rebaked;
@@ -36,6 +37,7 @@ struct Told {
     events_us: Vec<f64>,
     block_requests: u64,
     paging: Option<ToldPaging>,
+    jail: Option<ToldJail>,
     rebaked: Option<Rebaked>,
 }
 
@@ -52,6 +54,7 @@ impl Report {
             events_us: lived.events.into_iter().map(us).collect(),
             block_requests: lived.block_requests,
             paging: lived.paging,
+            jail: lived.jail,
             rebaked: lived.rebaked,
         });
         Report {
@@ -124,6 +127,11 @@ impl Report {
         self.result.as_ref().ok()?.paging.as_ref()
     }
 
+    /// Which walls stood around the clone.
+    pub fn jail(&self) -> Option<&ToldJail> {
+        self.result.as_ref().ok()?.jail.as_ref()
+    }
+
     /// Block requests until the last answer.
     pub fn block_requests(&self) -> u64 {
         self.result.as_ref().map_or(0, |told| told.block_requests)
@@ -142,6 +150,9 @@ impl Report {
         });
         if let Some(paging) = self.paging() {
             object["paging"] = serde_json::json!(paging);
+        }
+        if let Some(jail) = self.jail() {
+            object["jail"] = serde_json::json!(jail);
         }
         if let Some(rebaked) = self.rebaked() {
             object["baked"] = serde_json::json!(rebaked);

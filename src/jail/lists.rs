@@ -13,6 +13,8 @@ pub enum List {
     SavedVcpu,
     /// A thread that serves page faults by userfaultfd.
     Pager,
+    /// The thread that shows the guest's console.
+    Console,
 }
 
 /// What an argument must be like; only its lower 32 bits are looked at.
@@ -138,20 +140,21 @@ const MAP_ANONYMOUS: u32 = libc::MAP_ANONYMOUS.cast_unsigned();
 impl List {
     /// Every list.
     #[cfg(test)]
-    pub(super) const ALL: [List; 4] = [List::Main, List::Vcpu, List::SavedVcpu, List::Pager];
+    pub(super) const ALL: [List; 5] = [List::Main, List::Vcpu, List::SavedVcpu, List::Pager, List::Console];
 
     fn calls(self) -> &'static [c_long] {
         match self {
             List::Main => MAIN,
             List::Vcpu | List::SavedVcpu => VCPU,
             List::Pager => PAGER,
+            List::Console => &[],
         }
     }
 
     fn ioctls(self) -> Vec<u32> {
         match self {
             // Its devices are served through eventfds alone.
-            List::Main => Vec::new(),
+            List::Main | List::Console => Vec::new(),
             List::Vcpu => vec![KVM_RUN],
             List::SavedVcpu => [KVM_RUN, KVM_GET_TSC_KHZ].into_iter().chain(KVM_SAVE).collect(),
             List::Pager => UFFD_SERVE.to_vec(),
@@ -166,8 +169,19 @@ impl List {
             call: libc::SYS_ioctl,
             checks: vec![Check::Is { index: 1, value: request }],
         });
-        plain.chain(ioctls).chain(memory()).chain(signals(self)).collect()
+        let metadata = metadata().into_iter().filter(|_| self == List::Main);
+        plain.chain(ioctls).chain(memory()).chain(metadata).chain(signals(self)).collect()
     }
+}
+
+/// Looks at what is open, and not at paths: with `AT_EMPTY_PATH` the path is not looked at unless it is given.
+fn metadata() -> [Allowed; 3] {
+    let of_descriptor = |index| Check::With { index, bits: libc::AT_EMPTY_PATH.cast_unsigned() };
+    [
+        Allowed { call: libc::SYS_fstat, checks: Vec::new() },
+        Allowed { call: libc::SYS_newfstatat, checks: vec![of_descriptor(3)] },
+        Allowed { call: libc::SYS_statx, checks: vec![of_descriptor(2)] },
+    ]
 }
 
 /// Memory is anonymous and never becomes code.
@@ -190,7 +204,9 @@ fn signals(list: List) -> [Allowed; 2] {
     let itself = |index| Check::Is { index, value: thread };
     let (in_process, by_thread) = match list {
         List::Main => (vec![process], Vec::new()),
-        List::Vcpu | List::SavedVcpu | List::Pager => (vec![process, itself(1)], vec![itself(0)]),
+        List::Vcpu | List::SavedVcpu | List::Pager | List::Console => {
+            (vec![process, itself(1)], vec![itself(0)])
+        }
     };
     [
         Allowed { call: libc::SYS_tgkill, checks: in_process },

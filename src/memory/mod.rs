@@ -13,14 +13,15 @@ mod prefetch;
 mod source;
 mod uffd;
 
+pub use budget::free_bytes;
 pub use mapping::{
     MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,
 };
 pub use prefetch::{Expected, Prefetched, copy_written, read_ahead, within};
 pub use source::{ChunkError, ChunkSource};
 pub use uffd::{
-    Door, OnFailure, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch, UffdError,
-    lazy_paging, paged, recorded,
+    Door, OnFailure, OnStart, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch,
+    UffdError, lazy_paging, paged, recorded,
 };
 pub use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 
