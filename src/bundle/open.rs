@@ -12,7 +12,7 @@ use snapshot_format::state::{DecodeError, FormatVersion, Reader};
 
 use snapshot_format::working_set::{WorkingSet, WorkingSetError};
 
-use super::directory::{Directory, FileFault, PlainFile};
+use super::directory::{Directory, FileFault, Listing, PlainFile};
 use super::{hex, machine_state};
 
 /// Longest kernel or initramfs, bytes: they are read whole.
@@ -159,8 +159,7 @@ impl OpenError {
 /// [`verify`](Self::verify) only.
 #[derive(Debug)]
 pub struct Bundle {
-    /// None where only descriptors of its files came.
-    pub(super) directory: Option<Directory>,
+    pub(super) listing: Listing,
     manifest: Manifest,
     manifest_text: Vec<u8>,
     /// One handle per file: what was measured is what is mapped.
@@ -189,7 +188,7 @@ impl Bundle {
             }
         };
         let files = manifest.files.iter().map(open).collect::<Result<_, OpenError>>()?;
-        Ok(Bundle { directory: Some(directory), manifest, manifest_text, files })
+        Ok(Bundle { listing: Listing::Open(directory), manifest, manifest_text, files })
     }
 
     /// A bundle of which a manifest and open files are all there is: in a process that can open nothing. Files that were not sent
@@ -207,7 +206,7 @@ impl Bundle {
             }
         };
         let files = sent.into_iter().map(measure).collect::<Result<_, OpenError>>()?;
-        Ok(Bundle { directory: None, manifest, manifest_text, files })
+        Ok(Bundle { listing: Listing::Closed, manifest, manifest_text, files })
     }
 
     /// What [`from_files`](Self::from_files) needs to restore a clone: the manifest's text, and of every file but those of a cold
@@ -215,6 +214,18 @@ impl Bundle {
     pub fn to_send(&self) -> (&[u8], Vec<(&str, &File)>) {
         let wanted = self.files().filter(|(name, _)| ![names::KERNEL, names::INITRAMFS].contains(name));
         (&self.manifest_text, wanted.map(|(name, plain)| (name, &plain.file)).collect())
+    }
+
+    /// Closes the directory: whoever has this bundle reaches the files that are open, and no other. Only with `verifiable` can all
+    /// of it be [verified](Self::verify) afterwards.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn detach(&mut self, verifiable: bool) -> Result<(), OpenError> {
+        let read = |source| OpenError::Read { name: ".".to_owned(), source };
+        let names = verifiable.then(|| self.listing.names().map_err(read)).transpose()?;
+        self.listing = names.map_or(Listing::Closed, Listing::Read);
+        Ok(())
     }
 
     /// What the bundle is.

@@ -15,7 +15,6 @@ use snapshot_format::working_set::{WorkingSet, WorkingSetError};
 use snapshot_format::zero::is_zero;
 
 use super::content::{next_data, span};
-use super::directory::Directory;
 use super::open::{Bundle, OpenError};
 use super::{STEP, hex, machine_state, read_in_steps};
 
@@ -128,8 +127,7 @@ impl Bundle {
 
     fn check_listed(&self) -> Result<(), VerifyError> {
         let listed = |name: &str| name == names::MANIFEST || self.has(name);
-        let names = self.directory.as_ref().map_or(Ok(Vec::new()), Directory::names)?;
-        match names.into_iter().find(|name| !name.to_str().is_some_and(listed)) {
+        match self.listing.names()?.into_iter().find(|name| !name.to_str().is_some_and(listed)) {
             Some(name) => Err(VerifyError::Unlisted { name: name.to_string_lossy().into_owned() }),
             None => Ok(()),
         }

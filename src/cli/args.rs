@@ -300,7 +300,7 @@ pub struct RunArgs {
     /// Bundle to restore; with --pool the name of a function
     pub bundle: PathBuf,
     /// Have the daemon at this socket serve the event
-    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["paging", "verify", "prefetch", "userfaultfd", "count", "repeat", "cold", "bake_to", "console", "verbose", "console_max", "block_rate"])]
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["paging", "verify", "prefetch", "userfaultfd", "count", "repeat", "cold", "bake_to", "console", "verbose", "console_max", "block_rate", "memory_max", "memory_high", "cpu_max", "cpu_weight", "no_jail", "require_jail"])]
     pub pool: Option<PathBuf>,
     #[command(flatten)]
     pub event: EventArgs,
@@ -338,6 +338,12 @@ pub struct RunArgs {
     /// Format of --bake-to, for older releases
     #[arg(long, value_name = "VERSION", requires = "bake_to")]
     pub format: Option<snapshot_format::state::FormatVersion>,
+    /// Do not jail the clone
+    #[arg(long)]
+    pub no_jail: bool,
+    /// Fail where the host does not allow a whole jail, instead of saying what is lacking
+    #[arg(long, conflicts_with_all = ["no_jail", "bake_to"])]
+    pub require_jail: bool,
     /// http: print status and headers before the body
     #[arg(short, long)]
     pub include: bool,

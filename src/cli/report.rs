@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::serve::Done;
 use crate::vm::{ANSWERED, FIRST_ANSWER, FIRST_INSTRUCTION, Timeline};
 
+use super::cell::ToldJail;
 use super::failure::{Failure, Kind};
 use super::paging::ToldPaging;
 use super::rebake::Rebaked;
@@ -37,6 +38,7 @@ struct Told {
     events_us: Vec<f64>,
     block_requests: u64,
     paging: Option<ToldPaging>,
+    jail: Option<ToldJail>,
     rebaked: Option<Rebaked>,
 }
 
@@ -53,6 +55,7 @@ impl Report {
             events_us: lived.events.into_iter().map(us).collect(),
             block_requests: lived.block_requests,
             paging: lived.paging,
+            jail: lived.jail,
             rebaked: lived.rebaked,
         });
         Report {
@@ -81,6 +84,7 @@ impl Report {
             block_requests: done.block_requests,
             paging: None,
             rebaked: None,
+            jail: None,
         };
         let since = |us: Option<f64>| us.map(|us| before + us);
         Report {
@@ -153,6 +157,11 @@ impl Report {
         self.result.as_ref().ok()?.paging.as_ref()
     }
 
+    /// Which walls stood around the clone.
+    pub fn jail(&self) -> Option<&ToldJail> {
+        self.result.as_ref().ok()?.jail.as_ref()
+    }
+
     /// Block requests until the last answer.
     pub fn block_requests(&self) -> u64 {
         self.result.as_ref().map_or(0, |told| told.block_requests)
@@ -171,6 +180,9 @@ impl Report {
         });
         if let Some(paging) = self.paging() {
             object["paging"] = serde_json::json!(paging);
+        }
+        if let Some(jail) = self.jail() {
+            object["jail"] = serde_json::json!(jail);
         }
         if let Some(rebaked) = self.rebaked() {
             object["baked"] = serde_json::json!(rebaked);

@@ -6,7 +6,7 @@ use crate::bundle::{DraftError, OpenError, VerifyError};
 use crate::config::{ConfigError, EventError, InvalidError};
 use crate::devices::DeviceError;
 use crate::function::SessionError;
-use crate::jail::{ForkError, JailError, SeccompError};
+use crate::jail::{BoundError, ForkError, JailError, SeccompError};
 use crate::memory::PagerError;
 use crate::rootfs::{DetectError, RootfsError};
 use crate::vm::{
@@ -38,6 +38,7 @@ always! {
     DetectError => Usage,
     DeviceError => HostCannot,
     ForkError => HostCannot,
+    BoundError => HostCannot,
     JailError => HostCannot,
     SeccompError => HostCannot,
     CaptureError => HostCannot,

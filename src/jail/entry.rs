@@ -9,7 +9,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use super::keeper::{has_ended, hear_of_room};
 use super::process::{ForkError, die_with_parent};
 use super::walls::{Level, Wall, Walls};
-use super::{descriptors, landlock, own_user, room};
+use super::{descriptors, landlock, memory_pool, own_user, room};
 
 /// Descriptors that a machine may have: eight vCPUs, drives, eventfds, and room for more.
 const DESCRIPTORS_MAX: u64 = 256;
@@ -91,6 +91,7 @@ impl Entry {
     /// See [`JailError`]. The process is half confined then and must end.
     pub fn enter(self, order: &Order<'_>) -> Result<Walls, JailError> {
         let Entry { keeper, told, mut walls, gives_users, closed } = self;
+        memory_pool::share_one_pool();
         let closed = closed.unwrap_or_else(|| descriptors::close_inherited(order.null));
         walls.note(Wall::OwnDescriptors, closed);
         let (pid, made) = hear_of_room(told)?;

@@ -16,6 +16,8 @@ pub enum List {
     SavedVcpu,
     /// A thread that serves page faults by userfaultfd.
     Pager,
+    /// The thread that shows the guest's console.
+    Console,
 }
 
 /// What an argument must be like; only its lower 32 bits are looked at.
@@ -78,8 +80,6 @@ const MAIN: &[c_long] = &[
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_getrandom,
-    // Looks whether a bundle's files are still as long as they were.
-    libc::SYS_fstat,
     libc::SYS_dup2,
     libc::SYS_dup3,
     // Looks at descriptors before it closes them, in builds with debug assertions.
@@ -90,7 +90,7 @@ const MAIN: &[c_long] = &[
 const SHELL: &[c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_fadvise64,
-    libc::SYS_mincore,
+    libc::SYS_preadv2,
     libc::SYS_eventfd2,
     libc::SYS_epoll_create1,
     libc::SYS_rt_sigaction,
@@ -184,7 +184,8 @@ const MAP_ANONYMOUS: u32 = libc::MAP_ANONYMOUS.cast_unsigned();
 impl List {
     /// Every list.
     #[cfg(test)]
-    pub(super) const ALL: [List; 5] = [List::Main, List::Shell, List::Vcpu, List::SavedVcpu, List::Pager];
+    pub(super) const ALL: [List; 6] =
+        [List::Main, List::Shell, List::Vcpu, List::SavedVcpu, List::Pager, List::Console];
 
     fn calls(self) -> Vec<c_long> {
         match self {
@@ -192,13 +193,14 @@ impl List {
             List::Shell => [MAIN, SHELL].concat(),
             List::Vcpu | List::SavedVcpu => VCPU.to_vec(),
             List::Pager => PAGER.to_vec(),
+            List::Console => Vec::new(),
         }
     }
 
     fn ioctls(self) -> Vec<u32> {
         match self {
             // Its devices are served through eventfds alone.
-            List::Main => Vec::new(),
+            List::Main | List::Console => Vec::new(),
             List::Shell => KVM_FILL.to_vec(),
             List::Vcpu => vec![KVM_RUN],
             List::SavedVcpu => [KVM_RUN, KVM_GET_TSC_KHZ].into_iter().chain(KVM_SAVE).collect(),
@@ -214,8 +216,19 @@ impl List {
             call: libc::SYS_ioctl,
             checks: vec![Check::Is { index: 1, value: request }],
         });
-        plain.chain(ioctls).chain(memory(self)).chain(signals(self)).collect()
+        let metadata = metadata().into_iter().filter(|_| matches!(self, List::Main | List::Shell));
+        plain.chain(ioctls).chain(memory(self)).chain(metadata).chain(signals(self)).collect()
     }
+}
+
+/// Looks at what is open, and not at paths: with `AT_EMPTY_PATH` the path is not looked at unless it is given.
+fn metadata() -> [Allowed; 3] {
+    let of_descriptor = |index| Check::With { index, bits: libc::AT_EMPTY_PATH.cast_unsigned() };
+    [
+        Allowed { call: libc::SYS_fstat, checks: Vec::new() },
+        Allowed { call: libc::SYS_newfstatat, checks: vec![of_descriptor(3)] },
+        Allowed { call: libc::SYS_statx, checks: vec![of_descriptor(2)] },
+    ]
 }
 
 /// Memory never becomes code, and is anonymous but for a shell, which maps the files it is sent.
@@ -241,7 +254,9 @@ fn signals(list: List) -> [Allowed; 2] {
     let itself = |index| Check::Is { index, value: thread };
     let (in_process, by_thread) = match list {
         List::Main | List::Shell => (vec![process], Vec::new()),
-        List::Vcpu | List::SavedVcpu | List::Pager => (vec![process, itself(1)], vec![itself(0)]),
+        List::Vcpu | List::SavedVcpu | List::Pager | List::Console => {
+            (vec![process, itself(1)], vec![itself(0)])
+        }
     };
     [
         Allowed { call: libc::SYS_tgkill, checks: in_process },

@@ -14,6 +14,7 @@ mod program;
 mod source;
 mod uffd;
 
+pub use budget::free_bytes;
 pub use mapping::{
     MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,
 };
@@ -21,8 +22,8 @@ pub use prefetch::{Expected, Prefetched, copy_written, read_ahead, within};
 pub use program::Program;
 pub use source::{ChunkError, ChunkSource};
 pub use uffd::{
-    Door, OnFailure, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch, UffdError,
-    lazy_paging, paged, recorded,
+    Door, OnFailure, OnStart, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch,
+    UffdError, lazy_paging, paged, recorded,
 };
 pub use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 

@@ -5,12 +5,14 @@
 //! cold page cache are asked for in few large requests, which a disk serves many times faster than one after the other.
 
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::ops::Range;
 
 use rustix::fs::Advice;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::place::{Mapped, address_of, mapped};
-use super::{GuestMemory, budget, layout};
+use super::{GuestMemory, layout};
 
 /// Most bytes copied before the first instruction. What a working set has beyond this is left to the guest's own faults.
 const COPIED_MAX: u64 = 32 << 20;
@@ -40,10 +42,10 @@ pub struct Prefetched {
 }
 
 /// Asks the kernel to read what is expected and not in the page cache. It does not wait for the disk.
-pub fn read_ahead(file: &File, memory: &GuestMemory, expected: &Expected) -> Prefetched {
+pub fn read_ahead(file: &File, expected: &Expected) -> Prefetched {
     let mut all: Vec<Range<u64>> = expected.read.iter().chain(&expected.written).cloned().collect();
     all.sort_unstable_by_key(|range| range.start);
-    if is_warm(memory, &all) {
+    if is_warm(file, &all) {
         return Prefetched::default();
     }
     let mut done = Prefetched::default();
@@ -57,12 +59,11 @@ pub fn read_ahead(file: &File, memory: &GuestMemory, expected: &Expected) -> Pre
     done
 }
 
-/// Copies the pages that are expected to be written, within what a memory limit leaves: beyond it the kernel would end the
-/// process instead of failing. A process that can open nothing is not told of one and must say `limited` is false.
-pub fn copy_written(memory: &GuestMemory, expected: &Expected, limited: bool) -> Prefetched {
+/// Copies the pages that are expected to be written, within what a memory limit leaves (`most` bytes): beyond it the kernel
+/// would end the process instead of failing.
+pub fn copy_written(memory: &GuestMemory, expected: &Expected, most: Option<u64>) -> Prefetched {
     let places = mapped(memory);
-    let free = if limited { budget::free_bytes() } else { None };
-    let mut left = free.unwrap_or(u64::MAX).min(COPIED_MAX);
+    let mut left = most.unwrap_or(u64::MAX).min(COPIED_MAX);
     let mut done = Prefetched::default();
     for range in &expected.written {
         let len = range.end - range.start;
@@ -76,16 +77,14 @@ pub fn copy_written(memory: &GuestMemory, expected: &Expected, limited: bool) ->
     done
 }
 
-/// Whether pages spread over the ranges are in the page cache.
-fn is_warm(memory: &GuestMemory, ranges: &[Range<u64>]) -> bool {
-    let places = mapped(memory);
+/// Whether pages spread over the ranges are in the page cache. mincore() says so of every page of a file that this user may not
+/// write.
+fn is_warm(file: &File, ranges: &[Range<u64>]) -> bool {
     let step = (ranges.len() / PROBES).max(1);
     let resident = |range: &Range<u64>| {
-        let Some((address, _)) = address(&places, range) else { return true };
-        let mut state = 0u8;
-        // SAFETY: mincore() writes one byte for the one page asked about, which is mapped for the life of the process.
-        let asked = unsafe { libc::mincore(address as *mut libc::c_void, 4096, &raw mut state) };
-        asked != 0 || state & 1 != 0
+        let read = preadv2(file, &mut [IoSliceMut::new(&mut [0])], range.start, ReadWriteFlags::NOWAIT);
+        // A file system that cannot tell is not asked for what it may have.
+        read != Err(Errno::AGAIN)
     };
     ranges.iter().step_by(step).all(resident)
 }
@@ -145,7 +144,7 @@ mod tests {
             written: vec![8192..16384, 1 << 20..(1 << 20) + 4096],
         };
         assert_eq!(
-            copy_written(&memory, &expected, true),
+            copy_written(&memory, &expected, None),
             Prefetched { copied: 12288, ..Prefetched::default() }
         );
         assert_eq!(memory.read_obj::<u8>(GuestAddress(8192)).unwrap(), 7);
@@ -159,9 +158,8 @@ mod tests {
     fn a_warm_page_cache_is_left_alone() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 1 << 20], 0).unwrap();
-        let memory = copy_on_write(&file, 1 << 20).unwrap();
         let expected = Expected { read: std::iter::once(0..65536).collect(), written: vec![] };
-        assert_eq!(read_ahead(&file, &memory, &expected), Prefetched::default());
+        assert_eq!(read_ahead(&file, &expected), Prefetched::default());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use crate::bundle::Bundle;
 use crate::devices::{DriveBacking, DriveSetup};
 use crate::jail::{List, confine};
 use crate::kvm::System;
-use crate::memory::{self, GuestMemory};
+use crate::memory::{self, GuestMemory, OnStart};
 
 use super::machine::Shape;
 use super::shell::Shell;
@@ -43,6 +43,13 @@ impl Host {
         let list = self.confinement;
         move || list.map_or(Ok(()), |list| confine(list).map_err(|e| sentence(&e)))
     }
+
+    /// What a thread beside the vCPUs does first: it is confined, to `list`, where they are and no bundle is written. A pager that
+    /// fails while one is has files to remove.
+    pub(super) fn confine_thread(&self, list: List) -> OnStart {
+        let confined = self.confinement == Some(List::Vcpu);
+        Box::new(move || if confined { confine(list).map_err(io::Error::other) } else { Ok(()) })
+    }
 }
 
 fn sentence(error: &dyn std::error::Error) -> String {
@@ -64,6 +71,14 @@ impl Ground {
         match self {
             Ground::Host(host) => Ok(host),
             Ground::Shell(_) => Err(StartError::ShellBoot),
+        }
+    }
+
+    /// What a thread beside the vCPUs does first. A shell may start none.
+    pub(super) fn confine_thread(&self, list: List) -> OnStart {
+        match self {
+            Ground::Host(host) => host.confine_thread(list),
+            Ground::Shell(_) => Box::new(|| Ok(())),
         }
     }
 

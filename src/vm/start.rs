@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -11,14 +11,15 @@ use crate::boot::{
 };
 use crate::bundle::{Bundle, OpenError, VerifyError};
 use crate::config::{Backend, Paging, Prefetch, Verify};
-use crate::devices::{DeviceSetup, DriveSetup, GENERATION_LEN, VirtioWindow};
-use crate::jail::{self, LastWords};
+use crate::devices::{ConsoleSink, DeviceSetup, DriveSetup, GENERATION_LEN, ThreadStart, VirtioWindow};
+use crate::jail::{self, LastWords, List};
 use crate::kvm::SystemError;
 use crate::memory::{
     self, ChunkError, ChunkSource, Door, Expected, GuestMemory, MapError, OnFailure, PagedError, Pager,
     Prefetched, RecordError, Recorder,
 };
 
+use snapshot_format::manifest::names;
 use snapshot_format::working_set::PageRange;
 
 use super::capture::unix_ns;
@@ -111,6 +112,8 @@ pub struct RestoreOptions {
     pub count_faults: bool,
     /// What is to be done on the pager's thread when it fails. It must end the process.
     pub on_pager_failure: OnFailure,
+    /// Bytes that may be copied ahead; `None` for no limit.
+    pub copied_max: Option<u64>,
     /// What the process says at its end when its memory file was cut short; not watched for where it is `None`.
     pub memory_cut_short: Option<LastWords>,
 }
@@ -125,6 +128,22 @@ impl std::fmt::Debug for RestoreOptions {
     }
 }
 
+impl RestoreOptions {
+    /// Gets everything of the host that a restore with these options needs, for a process that will be able to open nothing.
+    ///
+    /// # Errors
+    /// There is no userfaultfd where one is needed.
+    pub fn opened_ahead(mut self, bundle: &Bundle) -> Result<Self, StartError> {
+        if self.paging.backend(self.verify) == Backend::Uffd {
+            self.door = self.door.made().map_err(PagedError::from)?;
+        }
+        if self.prefetch == Prefetch::All && bundle.has(names::WORKING_SET) {
+            self.copied_max = memory::free_bytes();
+        }
+        Ok(self)
+    }
+}
+
 /// Restores a clone from `bundle`. No guest instruction has run yet; the first will find `generation` in place and be
 /// interrupted because of it.
 ///
@@ -135,7 +154,7 @@ pub fn restore(
     opened: Opened,
     generation: Generation,
     options: RestoreOptions,
-    console: Box<dyn Write + Send>,
+    console: impl Into<ConsoleSink>,
     timeline: &mut Timeline,
 ) -> Result<Machine, StartError> {
     let shape = shape(bundle);
@@ -145,20 +164,20 @@ pub fn restore(
     }
     let saved = saved(bundle, shape)?;
     timeline.mark("read state");
-    let (count_faults, prefetch) = (options.count_faults, options.prefetch);
+    let (count_faults, prefetch, copied_max) = (options.count_faults, options.prefetch, options.copied_max);
     let checked = options.verify == Verify::Touched;
     let expected = expected(bundle, prefetch);
     let Opened { ground, drives } = opened;
     let (memory, source) = clone_memory(bundle, shape, &ground, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
-    let devices = setup(generation, drives, console);
+    let devices = setup(generation, drives, console.into(), ground.confine_thread(List::Console));
     timeline.mark("map memory");
     let prefetched = match (&expected, &source) {
         (Some(expected), Source::File(file)) => {
             if checked {
                 check(&bundle.chunks(true)?, expected)?;
             }
-            bring_in(file, &memory, expected, prefetch, !ground.is_shell())
+            bring_in(file, &memory, expected, prefetch, copied_max)
         }
         (Some(expected), Source::Pager(pager)) => {
             let ranges = expected.read.iter().chain(&expected.written).cloned();
@@ -217,12 +236,13 @@ fn bring_in(
     memory: &GuestMemory,
     expected: &Expected,
     prefetch: Prefetch,
-    limited: bool,
+    copied_max: Option<u64>,
 ) -> Prefetched {
-    let read = memory::read_ahead(file, memory, expected);
+    let read = memory::read_ahead(file, expected);
     match prefetch {
         Prefetch::All => {
-            Prefetched { read_ahead: read.read_ahead, ..memory::copy_written(memory, expected, limited) }
+            let copied = memory::copy_written(memory, expected, copied_max);
+            Prefetched { read_ahead: read.read_ahead, ..copied }
         }
         Prefetch::None | Prefetch::Read => read,
     }
@@ -258,9 +278,10 @@ pub(super) fn restore_watched(
         }
     };
     let generation = (!is_port(bundle)).then_some(generation);
-    let Opened { ground, drives } = Opened::new(bundle, None)?;
+    let Opened { ground, drives } = Opened::new(bundle, Some(List::Vcpu))?;
     let host = ground.host()?;
-    let devices = setup(generation, drives, Box::new(io::sink()));
+    let console = ConsoleSink::Memory(Box::new(io::sink()));
+    let devices = setup(generation, drives, console, host.confine_thread(List::Console));
     let plan = Plan { host, shape, memory, devices, origin, count_faults: false, timeline };
     Ok((Machine::build(plan)?, recorder))
 }
@@ -315,8 +336,10 @@ fn clone_memory<'a>(
         Backend::Uffd if ground.is_shell() => Err(StartError::ShellPaging),
         Backend::Uffd => {
             let chunks = bundle.chunks(options.verify.checks_chunks())?;
+            let RestoreOptions { door, on_pager_failure, .. } = options;
+            let confine = ground.confine_thread(List::Pager);
             let (memory, pager) =
-                memory::paged(Box::new(chunks), shape.memory_bytes, options.door, options.on_pager_failure)?;
+                memory::paged(Box::new(chunks), shape.memory_bytes, door, confine, on_pager_failure)?;
             Ok((memory, Source::Pager(pager)))
         }
     }
@@ -330,11 +353,12 @@ fn is_port(bundle: &Bundle) -> bool {
 fn setup(
     generation: Option<Generation>,
     drives: Vec<DriveSetup>,
-    console: Box<dyn Write + Send>,
+    console: ConsoleSink,
+    thread_start: ThreadStart,
 ) -> DeviceSetup {
     let linux = generation.is_some();
     let vsock_cid = linux.then_some(GUEST_CID);
-    DeviceSetup { drives, vsock_cid, rng: linux, generation, port: !linux, console }
+    DeviceSetup { drives, vsock_cid, rng: linux, generation, port: !linux, console, thread_start }
 }
 
 /// Boots the bundle's kernel with the bundle's root again, as the bake did.
@@ -345,7 +369,7 @@ pub fn boot_again(
     bundle: &Bundle,
     opened: Opened,
     generation: Generation,
-    console: Box<dyn Write + Send>,
+    console: impl Into<ConsoleSink>,
     timeline: &mut Timeline,
 ) -> Result<Machine, StartError> {
     let machine = &bundle.manifest().machine;
@@ -363,7 +387,7 @@ pub fn boot_again(
         command_line: machine.kernel_cmdline.clone(),
         generation,
         drives,
-        console,
+        console: console.into(),
     };
     timeline.mark("read kernel");
     boot(start, timeline)
@@ -398,7 +422,7 @@ pub struct ColdStart<'a> {
     /// Drives, `root` first.
     pub drives: Vec<DriveSetup>,
     /// Where the guest's serial output goes.
-    pub console: Box<dyn Write + Send>,
+    pub console: ConsoleSink,
 }
 
 impl std::fmt::Debug for ColdStart<'_> {
@@ -419,7 +443,7 @@ pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, St
     let ColdStart { host, shape, image, command_line, generation, drives, console } = start;
     let memory = memory::anonymous(shape.memory_bytes)?;
     let generation = matches!(*image, Image::Linux { .. }).then_some(generation);
-    let devices = setup(generation, drives, console);
+    let devices = setup(generation, drives, console, host.confine_thread(List::Console));
     let load =
         |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");

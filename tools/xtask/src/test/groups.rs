@@ -81,7 +81,7 @@ impl Group {
 }
 
 /// All groups. Two run at a time in this order, so the long ones come first.
-pub const GROUPS: [Group; 22] = [
+pub const GROUPS: [Group; 23] = [
     // Ten bakes of a busy guest one after the other, twice.
     Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
     // Many clones, agents that fail to answer, each waited for.
@@ -96,6 +96,7 @@ pub const GROUPS: [Group; 22] = [
     Group::new("linux_bad", Place::Linux, 300),
     Group::new("linux_serve", Place::Linux, 300),
     Group::new("linux_http", Place::Linux, 300),
+    Group::new("linux_hostile", Place::Linux, 300),
     Group::new("linux_exec", Place::Linux, 300),
     Group::new("linux_restore", Place::Linux, 300),
     Group::new("linux_isolation", Place::Linux, 300),
