@@ -42,7 +42,7 @@ for shells in 8 100; do
     if [ "$shells" = 8 ]; then
         set -- --event-text hello
         "$place/starter" "$OUT/run.jsonl" 150 8000 \
-            pooled "$ember" run echo --pool "$socket" "$@" -- alone "$ember" run "$place/echo-64" "$@"
+            pooled "$ember" run echo --pool "$socket" "$@" -- alone "$ember" run --no-jail "$place/echo-64" "$@"
     fi
     stop
 done
