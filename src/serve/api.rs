@@ -228,8 +228,13 @@ fn answer_event(
         return caller.end(outcome);
     }
     let mut caller = Whole::new(connection);
-    let response = match invoke(&daemon.pool, &function, call, &mut caller) {
+    let outcome = invoke(&daemon.pool, &function, call, &mut caller);
+    let response = match outcome {
         Ok(done) => caller.response(&done),
+        Err(Refusal::Abandoned) if caller.is_too_long() => {
+            let text = "The answer is longer than 64 MiB; ask for it in frames";
+            Response::failure(&Failure::text(Kind::GuestFailed, text))
+        }
         Err(Refusal::Abandoned) => return Err(io::ErrorKind::BrokenPipe.into()),
         Err(refusal) => refused(&refusal),
     };
@@ -301,6 +306,10 @@ impl<'a> Whole<'a> {
         Whole { connection, answer: Vec::new(), printed: Vec::new(), log: Vec::new(), head: None }
     }
 
+    fn is_too_long(&self) -> bool {
+        self.answer.len() + self.printed.len() > WHOLE_MAX
+    }
+
     fn response(self, done: &Done) -> Response {
         let status = if done.exit_code == 0 { 200 } else { 500 };
         // Only an `exec` function answers with what it prints; the others' standard output is their log.
@@ -347,10 +356,7 @@ impl Caller for Whole<'_> {
             Notice::Head { status, headers } => self.head = Some((status, headers)),
             _ => {}
         }
-        if self.answer.len() + self.printed.len() > WHOLE_MAX {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        Ok(())
+        if self.is_too_long() { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
     }
 
     fn goes(&self) -> (BorrowedFd<'_>, PollFlags) {
