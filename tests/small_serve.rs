@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use common::serve::{Daemon, receive, serve_command};
+use common::serve::{Daemon, kill, receive, serve_command};
 use common::{HOST_CANNOT, Place, TIMEOUT, USAGE, ember, finish, is_root, wait_until};
 use rustix::process::Signal;
 use serde_json::json;
@@ -137,7 +137,7 @@ fn a_clone_that_is_reused_serves_so_many_events_and_no_more() {
     // One that waits for its next event is killed: the event finds another.
     daemon.invoke("toucher", "write 0 8 1").answers("0x0");
     let killed = daemon.shells();
-    killed.iter().for_each(|shell| common::processes::signal(*shell, Signal::KILL));
+    killed.iter().for_each(|shell| kill(*shell));
     wait_until("they are gone", || daemon.children().iter().all(|pid| !killed.contains(pid)));
     daemon.invoke("toucher", "write 0 8 1").answers("0x0");
 }

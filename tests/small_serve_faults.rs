@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use common::processes::{signal, wait_until_gone};
-use common::serve::{Daemon, receive, serve_command};
+use common::serve::{Daemon, kill, receive, serve_command};
 use common::{Place, in_rig, rounds, wait_until};
 use rustix::process::Signal;
 use serde_json::json;
@@ -70,7 +70,7 @@ fn shells_that_are_killed_while_they_wait_are_replaced() {
     for _ in 0..3 {
         daemon.await_shells(2);
         let before = daemon.shells();
-        before.iter().for_each(|shell| signal(*shell, Signal::KILL));
+        before.iter().for_each(|shell| kill(*shell));
         wait_until("others wait", || {
             let now = daemon.shells();
             now.len() >= 2 && before.iter().all(|shell| !now.contains(shell))
@@ -92,7 +92,7 @@ fn a_clone_that_is_killed_while_it_serves_fails_alone() {
     wait_until("so is another", || daemon.metric("ember_events{function=\"faulty\",state=\"running\"}") == 2);
     // Of the shells that waited both serve now: which serves whom shows.
     std::thread::sleep(std::time::Duration::from_millis(100));
-    waiting.iter().for_each(|shell| signal(*shell, Signal::KILL));
+    waiting.iter().for_each(|shell| kill(*shell));
     for event in [serving, other] {
         receive(event).fails(502, "platform", "it was killed by signal 9");
     }
@@ -107,13 +107,7 @@ fn shells_that_are_killed_at_any_moment_fail_their_own_event_at_most() {
     std::thread::scope(|scope| {
         let killer = scope.spawn(|| {
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                for shell in daemon.shells().into_iter().take(1) {
-                    rustix::process::kill_process(
-                        rustix::process::Pid::from_raw(shell).unwrap(),
-                        Signal::KILL,
-                    )
-                    .ok();
-                }
+                daemon.shells().into_iter().take(1).for_each(kill);
                 std::thread::sleep(std::time::Duration::from_millis(3));
             }
         });

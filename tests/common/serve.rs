@@ -178,6 +178,11 @@ impl Drop for Daemon {
     }
 }
 
+/// Kills a process that may be about to end by itself.
+pub fn kill(process: i32) {
+    rustix::process::kill_process(Pid::from_raw(process).unwrap(), Signal::KILL).ok();
+}
+
 /// Reads an answer to its end.
 #[track_caller]
 pub fn receive(mut stream: UnixStream) -> Response {
