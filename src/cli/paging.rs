@@ -49,6 +49,8 @@ pub struct ToldPaging {
     prefetched_bytes: u64,
     /// Bytes that the kernel was asked to read from the disk ahead.
     read_ahead_bytes: u64,
+    /// Pages that were mapped for the guest before it asked.
+    mapped_pages: u64,
     /// Whether a memory limit left something out of that.
     prefetch_cut_short: bool,
 }
@@ -68,6 +70,7 @@ impl ToldPaging {
             zeroed_bytes: done.zeroed,
             prefetched_bytes: done.prefetched + ahead.copied,
             read_ahead_bytes: ahead.read_ahead,
+            mapped_pages: ahead.mapped,
             prefetch_cut_short: ahead.cut_short,
         }
     }
@@ -89,8 +92,8 @@ impl ToldPaging {
         if self.backend == "mmap" && self.prefetched_bytes + self.read_ahead_bytes > 0 {
             let cut = if self.prefetch_cut_short { ", cut short by a memory limit" } else { "" };
             line += &format!(
-                ", {} bytes copied ahead, {} asked of the disk{cut}",
-                self.prefetched_bytes, self.read_ahead_bytes
+                ", {} bytes copied ahead, {} asked of the disk, {} pages mapped{cut}",
+                self.prefetched_bytes, self.read_ahead_bytes, self.mapped_pages
             );
         }
         if !self.kvm_faults.is_empty() {

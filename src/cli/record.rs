@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use snapshot_format::manifest::{Manifest, names};
-use snapshot_format::working_set::WorkingSet;
+use snapshot_format::working_set::{PageRange, WorkingSet};
 
 use crate::bundle::{Bundle, Draft};
 use crate::function::Event;
+use crate::memory;
 use crate::vm::{self, Sample};
 
 use super::args::{EventArgs, RecordArgs};
@@ -27,7 +28,7 @@ pub fn record(args: &RecordArgs) -> Result<u8, Failure> {
     let set = recorded(&bundle, events(args, &bundle, limit)?, limit)?;
     let mut others = bundle.manifest().files.keys().filter(|name| *name != names::WORKING_SET);
     others.try_for_each(|name| draft.share(&bundle, name))?;
-    add(&mut draft, &set)?;
+    add(&mut draft, &bundle, &set)?;
     draft.finish(Manifest::clone(bundle.manifest()))?;
     signals::nothing_to_clean_up();
     output::line(&summary(&set))?;
@@ -45,12 +46,15 @@ pub fn recorded(bundle: &Bundle, events: Vec<Event>, limit: Duration) -> Result<
     Ok(vm::record(bundle, &samples, limit, &mut LogSink)?)
 }
 
-/// Adds a working set to a bundle that is being written.
+/// Adds a working set to a bundle that is being written, and has what is only read lie in huge pages where the file system of
+/// `bundle`, which has the same memory, has them.
 ///
 /// # Errors
 /// The disk is full or fails.
-pub fn add(draft: &mut Draft, set: &WorkingSet) -> Result<(), Failure> {
+pub fn add(draft: &mut Draft, bundle: &Bundle, set: &WorkingSet) -> Result<(), Failure> {
     let bytes = set.encode().map_err(|e| Failure::new(Kind::Internal, &e))?;
+    let read = set.read.iter().map(PageRange::bytes);
+    memory::make_huge(bundle.memory()?, set.memory_len, read);
     Ok(draft.add_bytes(names::WORKING_SET, &bytes)?)
 }
 

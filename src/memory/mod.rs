@@ -5,7 +5,9 @@
 // UNSAFE: mapping files and asking for residency are contracts with the kernel that the compiler cannot see.
 #![allow(unsafe_code)]
 
+mod ahead;
 mod budget;
+mod collapse;
 pub mod layout;
 mod mapping;
 mod place;
@@ -13,6 +15,8 @@ mod prefetch;
 mod source;
 mod uffd;
 
+pub use ahead::{GuestTables, map_ahead};
+pub use collapse::make_huge;
 pub use mapping::{MapError, addresses, anonymous, copy_on_write, own_pages, visit_content};
 pub use prefetch::{Expected, Prefetched, copy_written, read_ahead, within};
 pub use source::{ChunkError, ChunkSource};

@@ -14,6 +14,8 @@ use super::{GuestMemory, budget, layout};
 
 /// Most bytes copied before the first instruction. What a working set has beyond this is left to the guest's own faults.
 const COPIED_MAX: u64 = 32 << 20;
+/// So little is copied without asking what a memory limit leaves: the guest is about to write it in any case.
+const UNASKED_MAX: u64 = 4 << 20;
 /// Ranges whose residence in the page cache stands for that of all.
 const PROBES: usize = 8;
 /// Pages between two ranges that are read along with them from a disk: 32 pages, as large as a request is anyway.
@@ -28,6 +30,20 @@ pub struct Expected {
     pub written: Vec<Range<u64>>,
 }
 
+impl Expected {
+    /// Without those of the written ranges that [`copy_written`] left out.
+    #[must_use]
+    pub fn as_copied(mut self, done: &Prefetched) -> Self {
+        let mut left = done.copied;
+        self.written.retain(|range| {
+            let rest = left.checked_sub(range.end - range.start);
+            left = rest.unwrap_or(0);
+            rest.is_some()
+        });
+        self
+    }
+}
+
 /// What was done.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Prefetched {
@@ -35,6 +51,8 @@ pub struct Prefetched {
     pub copied: u64,
     /// Bytes that the kernel was asked to read from the disk.
     pub read_ahead: u64,
+    /// Pages that were mapped for the guest before it asked.
+    pub mapped: u64,
     /// Whether a memory limit, or the lack of memory, left something out.
     pub cut_short: bool,
 }
@@ -61,7 +79,9 @@ pub fn read_ahead(file: &File, memory: &GuestMemory, expected: &Expected) -> Pre
 /// process instead of failing.
 pub fn copy_written(memory: &GuestMemory, expected: &Expected) -> Prefetched {
     let places = mapped(memory);
-    let mut left = budget::free_bytes().unwrap_or(u64::MAX).min(COPIED_MAX);
+    let all: u64 = expected.written.iter().map(|range| range.end - range.start).sum();
+    let limit = if all > UNASKED_MAX { budget::free_bytes() } else { None };
+    let mut left = limit.unwrap_or(u64::MAX).min(COPIED_MAX);
     let mut done = Prefetched::default();
     for range in &expected.written {
         let len = range.end - range.start;
@@ -143,7 +163,11 @@ mod tests {
             read: std::iter::once(0..4096).collect(),
             written: vec![8192..16384, 1 << 20..(1 << 20) + 4096],
         };
-        assert_eq!(copy_written(&memory, &expected), Prefetched { copied: 12288, ..Prefetched::default() });
+        let done = copy_written(&memory, &expected);
+        assert_eq!(done, Prefetched { copied: 12288, ..Prefetched::default() });
+        assert_eq!(expected.clone().as_copied(&done), expected);
+        let less = expected.clone().as_copied(&Prefetched { copied: 8192, ..done });
+        assert_eq!((less.written.as_slice(), &less.read), (&expected.written[..1], &expected.read));
         assert_eq!(memory.read_obj::<u8>(GuestAddress(8192)).unwrap(), 7);
         memory.write_obj(9u8, GuestAddress(8192)).unwrap();
         let mut page = [0; 4096];

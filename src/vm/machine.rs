@@ -20,6 +20,7 @@ use crate::vcpu::{self, Buses, MsrSelection, ThreadError, VcpuThread};
 use super::capture::{self, CaptureError, Moment, Parts};
 use super::lifecycle::{Action, Event, State};
 use super::opened::Host;
+use super::prefetch::Ahead;
 use super::saved::SavedMachine;
 use super::start::LoadError;
 use super::timeline::Timeline;
@@ -66,6 +67,8 @@ pub struct Plan<'a> {
     pub devices: DeviceSetup,
     /// Boot or restore.
     pub origin: Origin<'a>,
+    /// What is mapped for the guest before it asks.
+    pub ahead: Ahead,
     /// Whether to count the page faults of each vCPU.
     pub count_faults: bool,
     /// Where the phases of the construction are marked.
@@ -177,7 +180,7 @@ impl Machine {
     /// # Errors
     /// See [`BuildError`]; nothing of a half-built machine is left.
     pub fn build(plan: Plan<'_>) -> Result<Self, BuildError> {
-        let Plan { host, shape, memory, devices, origin, count_faults, timeline } = plan;
+        let Plan { host, shape, memory, devices, origin, ahead, count_faults, timeline } = plan;
         let requests = RequestLine::new().map_err(BuildError::Events)?;
         install_kick_handler()?;
         let vm = host.system.create_vm()?;
@@ -204,6 +207,9 @@ impl Machine {
             devices: &devices,
         })?;
         timeline.mark("vCPU state");
+        // Before the threads: a vCPU that runs answers no ioctl.
+        let prefetched = ahead.map(&vcpus, &memory);
+        timeline.mark("map ahead");
         let tsc_khz = vcpus.first().map_or(Ok(0), KvmVcpu::tsc_khz)?;
         let buses = Buses { pio: devices.pio(), mmio: devices.mmio(), requests: requests.clone() };
         let vcpus = (0u32..)
@@ -229,14 +235,8 @@ impl Machine {
             requests,
             epoll,
             sources,
-            prefetched: Prefetched::default(),
+            prefetched,
         })
-    }
-
-    /// Notes what was brought in before the start.
-    pub(super) fn with_prefetched(mut self, prefetched: Prefetched) -> Self {
-        self.prefetched = prefetched;
-        self
     }
 
     /// What was brought in before the start.

@@ -13,6 +13,7 @@ mod machine;
 mod opened;
 #[cfg(test)]
 mod points;
+mod prefetch;
 mod record;
 mod saved;
 mod start;

@@ -42,6 +42,8 @@ fn sentence(error: &dyn std::error::Error) -> String {
 pub struct Opened {
     pub(super) host: Host,
     pub(super) drives: Vec<DriveSetup>,
+    /// /proc/self/pagemap, which tells of huge pages.
+    pub(super) pagemap: Option<File>,
 }
 
 impl Opened {
@@ -62,7 +64,8 @@ impl Opened {
             Ok(DriveSetup { id: drive.id.clone(), backing })
         });
         let drives = drives.collect::<Result<_, StartError>>()?;
-        Ok(Opened { host: Host::open(confinement)?, drives })
+        let pagemap = File::open("/proc/self/pagemap").ok();
+        Ok(Opened { host: Host::open(confinement)?, drives, pagemap })
     }
 }
 

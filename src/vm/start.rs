@@ -1,9 +1,7 @@
 //! The two ways a machine starts, as plans for the one constructor.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Write};
-use std::ops::Range;
 use std::time::Duration;
 
 use crate::boot::{
@@ -15,15 +13,13 @@ use crate::devices::{DeviceSetup, DriveSetup, GENERATION_LEN, VirtioWindow};
 use crate::jail::{self, LastWords};
 use crate::kvm::SystemError;
 use crate::memory::{
-    self, ChunkError, ChunkSource, Door, Expected, GuestMemory, MapError, OnFailure, PagedError, Pager,
-    Prefetched, RecordError, Recorder,
+    self, ChunkError, Door, GuestMemory, MapError, OnFailure, PagedError, Pager, RecordError, Recorder,
 };
-
-use snapshot_format::working_set::PageRange;
 
 use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
 use super::opened::{Host, Opened};
+use super::prefetch::Ahead;
 use super::saved::{SavedError, SavedMachine};
 use super::timeline::Timeline;
 
@@ -136,74 +132,18 @@ pub fn restore(
     }
     let saved = saved(bundle, shape)?;
     timeline.mark("read state");
-    let (count_faults, prefetch) = (options.count_faults, options.prefetch);
-    let checked = options.verify == Verify::Touched;
-    let expected = expected(bundle, prefetch);
+    let count_faults = options.count_faults;
+    let ahead = Ahead::new(bundle, options.prefetch, options.verify, opened.pagemap);
     let (memory, source) = clone_memory(bundle, shape.memory_bytes, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
-    let Opened { host, drives } = opened;
-    let devices = setup(generation, drives, console);
+    let devices = setup(generation, opened.drives, console);
     timeline.mark("map memory");
-    let prefetched = match (&expected, &source) {
-        (Some(expected), Source::File(file)) => {
-            if checked {
-                check(&bundle.chunks(true)?, expected)?;
-            }
-            bring_in(file, &memory, expected, prefetch)
-        }
-        (Some(expected), Source::Pager(pager)) => {
-            let ranges = expected.read.iter().chain(&expected.written).cloned();
-            // It goes on beside the guest, whose own faults come first; nobody waits for it.
-            pager.prefetch(ranges).map(drop).map_err(StartError::Prefetch)?;
-            Prefetched::default()
-        }
-        (None, _) => Prefetched::default(),
-    };
+    let ahead = ahead.bring_in(bundle, &memory, &source)?;
     timeline.mark("prefetch");
     let origin = Origin::Saved(Box::new(saved));
-    let plan = Plan { host, shape, memory, devices, origin, count_faults, timeline };
+    let plan = Plan { host: opened.host, shape, memory, devices, origin, ahead, count_faults, timeline };
     let pager = source.pager();
-    Ok(Machine::build(plan)?.served_by(pager).with_prefetched(prefetched))
-}
-
-/// What the recorded working set says, where there is a usable one.
-fn expected(bundle: &Bundle, prefetch: Prefetch) -> Option<Expected> {
-    if prefetch == Prefetch::None {
-        return None;
-    }
-    let set = bundle.working_set().unwrap_or_else(|refused| {
-        eprintln!("ember: {refused}; the clone is restored without it");
-        None
-    })?;
-    let bytes = set.memory_len;
-    let ranges = |ranges: &[PageRange]| memory::within(ranges.iter().map(PageRange::bytes), bytes);
-    Some(Expected { read: ranges(&set.read), written: ranges(&set.write) })
-}
-
-/// Checks every chunk that an expected page lies in.
-fn check(source: &dyn ChunkSource, expected: &Expected) -> Result<(), ChunkError> {
-    let granule = source.granule();
-    let chunks = |range: &Range<u64>| (range.start / granule)..range.end.div_ceil(granule);
-    let wanted: BTreeSet<u64> = expected.read.iter().chain(&expected.written).flat_map(chunks).collect();
-    let content = source.content();
-    let end = content.last().map_or(0, |range| range.end);
-    let mut buffer = vec![0; usize::try_from(granule).unwrap_or_default()];
-    for offset in wanted.into_iter().map(|chunk| chunk * granule) {
-        if !content.iter().any(|range| range.contains(&offset)) {
-            continue;
-        }
-        let len = usize::try_from((end - offset).min(granule)).unwrap_or_default();
-        source.read(offset, buffer.get_mut(..len).unwrap_or_default())?;
-    }
-    Ok(())
-}
-
-fn bring_in(file: &File, memory: &GuestMemory, expected: &Expected, prefetch: Prefetch) -> Prefetched {
-    let read = memory::read_ahead(file, memory, expected);
-    match prefetch {
-        Prefetch::All => Prefetched { read_ahead: read.read_ahead, ..memory::copy_written(memory, expected) },
-        Prefetch::None | Prefetch::Read => read,
-    }
+    Ok(Machine::build(plan)?.served_by(pager))
 }
 
 /// How the memory of a clone that is watched comes into being.
@@ -236,9 +176,10 @@ pub(super) fn restore_watched(
         }
     };
     let generation = (!is_port(bundle)).then_some(generation);
-    let Opened { host, drives } = Opened::new(bundle, None)?;
+    let Opened { host, drives, pagemap: _ } = Opened::new(bundle, None)?;
     let devices = setup(generation, drives, Box::new(io::sink()));
-    let plan = Plan { host, shape, memory, devices, origin, count_faults: false, timeline };
+    let ahead = Ahead::default();
+    let plan = Plan { host, shape, memory, devices, origin, ahead, count_faults: false, timeline };
     Ok((Machine::build(plan)?, recorder))
 }
 
@@ -257,7 +198,7 @@ fn saved(bundle: &Bundle, shape: Shape) -> Result<SavedMachine, StartError> {
 }
 
 /// What brings a clone's pages in.
-enum Source<'a> {
+pub(super) enum Source<'a> {
     /// The kernel, from the mapped file.
     File(&'a File),
     /// A thread of this process.
@@ -330,7 +271,7 @@ pub fn boot_again(
         let kernel = Kernel::from_bytes(bundle.kernel()?).map_err(LoadError::from)?;
         Image::Linux { kernel, initramfs: bundle.initramfs()? }
     };
-    let Opened { host, drives } = opened;
+    let Opened { host, drives, pagemap: _ } = opened;
     let start = ColdStart {
         host,
         shape: Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus },
@@ -399,7 +340,8 @@ pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, St
         |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");
     let origin = Origin::Cold(&load);
-    Ok(Machine::build(Plan { host, shape, memory, devices, origin, count_faults: false, timeline })?)
+    let ahead = Ahead::default();
+    Ok(Machine::build(Plan { host, shape, memory, devices, origin, ahead, count_faults: false, timeline })?)
 }
 
 /// Why an image could not be loaded.

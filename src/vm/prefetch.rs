@@ -1,0 +1,106 @@
+//! What is brought in of a clone's memory before its first instruction.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::ops::Range;
+
+use snapshot_format::working_set::PageRange;
+
+use crate::bundle::Bundle;
+use crate::config::{Prefetch, Verify};
+use crate::kvm::KvmVcpu;
+use crate::memory::{self, ChunkError, ChunkSource, Expected, GuestMemory, Prefetched};
+
+use super::start::{Source, StartError};
+
+/// What an answer is expected to touch, and what has been done about it. The default expects nothing.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    expected: Option<Expected>,
+    prefetch: Prefetch,
+    is_checked: bool,
+    /// Whether pages are to be mapped for the guest.
+    is_mapped: bool,
+    pagemap: Option<File>,
+    done: Prefetched,
+}
+
+impl Ahead {
+    /// What the recorded working set says, where there is a usable one.
+    pub(super) fn new(bundle: &Bundle, prefetch: Prefetch, verify: Verify, pagemap: Option<File>) -> Self {
+        let expected = (prefetch != Prefetch::None).then(|| expected(bundle)).flatten();
+        let is_checked = verify == Verify::Touched;
+        Ahead { expected, prefetch, is_checked, is_mapped: false, pagemap, done: Prefetched::default() }
+    }
+
+    /// Brings it into memory.
+    pub(super) fn bring_in(
+        mut self,
+        bundle: &Bundle,
+        memory: &GuestMemory,
+        source: &Source<'_>,
+    ) -> Result<Self, StartError> {
+        let Some(expected) = self.expected.take() else { return Ok(self) };
+        match source {
+            Source::File(file) => {
+                if self.is_checked {
+                    check(&bundle.chunks(true)?, &expected)?;
+                }
+                self.done = memory::read_ahead(file, memory, &expected);
+                if self.prefetch == Prefetch::All {
+                    let copied = memory::copy_written(memory, &expected);
+                    self.expected = Some(expected.as_copied(&copied));
+                    self.done = Prefetched { read_ahead: self.done.read_ahead, ..copied };
+                    // Pages that a disk is still to bring are not waited for.
+                    self.is_mapped = self.done.read_ahead == 0;
+                }
+            }
+            Source::Pager(pager) => {
+                let ranges = expected.read.iter().chain(&expected.written).cloned();
+                // It goes on beside the guest, whose own faults come first; nobody waits for it.
+                pager.prefetch(ranges).map(drop).map_err(StartError::Prefetch)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Maps it for the guest, through one of its vCPUs: they share their tables.
+    pub(super) fn map(self, vcpus: &[KvmVcpu], memory: &GuestMemory) -> Prefetched {
+        let Ahead { expected, is_mapped, pagemap, done, .. } = self;
+        match (expected, vcpus.first()) {
+            (Some(expected), Some(vcpu)) if is_mapped => {
+                let mapped = memory::map_ahead(vcpu, memory, &expected, pagemap.as_ref());
+                Prefetched { mapped, ..done }
+            }
+            _ => done,
+        }
+    }
+}
+
+fn expected(bundle: &Bundle) -> Option<Expected> {
+    let set = bundle.working_set().unwrap_or_else(|refused| {
+        eprintln!("ember: {refused}; the clone is restored without it");
+        None
+    })?;
+    let bytes = set.memory_len;
+    let ranges = |ranges: &[PageRange]| memory::within(ranges.iter().map(PageRange::bytes), bytes);
+    Some(Expected { read: ranges(&set.read), written: ranges(&set.write) })
+}
+
+/// Checks every chunk that an expected page lies in.
+fn check(source: &dyn ChunkSource, expected: &Expected) -> Result<(), ChunkError> {
+    let granule = source.granule();
+    let chunks = |range: &Range<u64>| (range.start / granule)..range.end.div_ceil(granule);
+    let wanted: BTreeSet<u64> = expected.read.iter().chain(&expected.written).flat_map(chunks).collect();
+    let content = source.content();
+    let end = content.last().map_or(0, |range| range.end);
+    let mut buffer = vec![0; usize::try_from(granule).unwrap_or_default()];
+    for offset in wanted.into_iter().map(|chunk| chunk * granule) {
+        if !content.iter().any(|range| range.contains(&offset)) {
+            continue;
+        }
+        let len = usize::try_from((end - offset).min(granule)).unwrap_or_default();
+        source.read(offset, buffer.get_mut(..len).unwrap_or_default())?;
+    }
+    Ok(())
+}
