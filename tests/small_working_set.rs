@@ -123,6 +123,7 @@ fn a_working_set_of_another_machine_is_left_alone_with_a_sentence() {
         memory_len: 4 << 30,
         read: vec![beyond],
         write: vec![PageRange { first: 0, count: 1 << 18 }],
+        ..WorkingSet::default()
     };
     replace(&bundle, &set);
     let ended = run(&bundle, READ, &[]);

@@ -53,7 +53,7 @@ pub fn recorded(bundle: &Bundle, events: Vec<Event>, limit: Duration) -> Result<
 /// The disk is full or fails.
 pub fn add(draft: &mut Draft, bundle: &Bundle, set: &WorkingSet) -> Result<(), Failure> {
     let bytes = set.encode().map_err(|e| Failure::new(Kind::Internal, &e))?;
-    let read = set.read.iter().map(PageRange::bytes);
+    let read = set.read.iter().chain(&set.late_read).map(PageRange::bytes);
     memory::make_huge(bundle.memory()?, set.memory_len, read);
     Ok(draft.add_bytes(names::WORKING_SET, &bytes)?)
 }

@@ -160,7 +160,7 @@ mod tests {
     const REGION: u64 = 2 << 20;
 
     fn expected(read: &[Range<u64>], written: &[Range<u64>]) -> Expected {
-        Expected { read: read.to_vec(), written: written.to_vec() }
+        Expected { read: read.to_vec(), written: written.to_vec(), ..Expected::default() }
     }
 
     #[test]

@@ -18,7 +18,7 @@ mod uffd;
 pub use ahead::{GuestTables, map_ahead};
 pub use collapse::make_huge;
 pub use mapping::{MapError, addresses, anonymous, copy_on_write, own_pages, visit_content};
-pub use prefetch::{Expected, Prefetched, copy_written, read_ahead, within};
+pub use prefetch::{Expected, Late, Prefetched, copy_written, read_ahead, within};
 pub use source::{ChunkError, ChunkSource};
 pub use uffd::{
     Door, OnFailure, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch, UffdError,

@@ -5,7 +5,11 @@
 //! cold page cache are asked for in few large requests, which a disk serves many times faster than one after the other.
 
 use std::fs::File;
+use std::io;
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
 
 use rustix::fs::Advice;
 
@@ -28,9 +32,18 @@ pub struct Expected {
     pub read: Vec<Range<u64>>,
     /// Written.
     pub written: Vec<Range<u64>>,
+    /// Only read, and only once the answer's first piece is there.
+    pub late_read: Vec<Range<u64>>,
+    /// Written only then.
+    pub late_written: Vec<Range<u64>>,
 }
 
 impl Expected {
+    /// All of it, in no order.
+    pub fn all(&self) -> impl Iterator<Item = &Range<u64>> {
+        self.read.iter().chain(&self.written).chain(&self.late_read).chain(&self.late_written)
+    }
+
     /// Without those of the written ranges that [`copy_written`] left out.
     #[must_use]
     pub fn as_copied(mut self, done: &Prefetched) -> Self {
@@ -59,7 +72,7 @@ pub struct Prefetched {
 
 /// Asks the kernel to read what is expected and not in the page cache. It does not wait for the disk.
 pub fn read_ahead(file: &File, memory: &GuestMemory, expected: &Expected) -> Prefetched {
-    let mut all: Vec<Range<u64>> = expected.read.iter().chain(&expected.written).cloned().collect();
+    let mut all: Vec<Range<u64>> = expected.all().cloned().collect();
     all.sort_unstable_by_key(|range| range.start);
     if is_warm(memory, &all) {
         return Prefetched::default();
@@ -75,24 +88,69 @@ pub fn read_ahead(file: &File, memory: &GuestMemory, expected: &Expected) -> Pre
     done
 }
 
-/// Copies the pages that are expected to be written, within what a memory limit leaves: beyond it the kernel would end the
-/// process instead of failing.
+/// Copies the pages that are expected to be written before an answer begins, within what a memory limit leaves: beyond it the kernel
+/// would end the process instead of failing.
 pub fn copy_written(memory: &GuestMemory, expected: &Expected) -> Prefetched {
-    let places = mapped(memory);
     let all: u64 = expected.written.iter().map(|range| range.end - range.start).sum();
     let limit = if all > UNASKED_MAX { budget::free_bytes() } else { None };
-    let mut left = limit.unwrap_or(u64::MAX).min(COPIED_MAX);
     let mut done = Prefetched::default();
-    for range in &expected.written {
-        let len = range.end - range.start;
-        if len > left || !populated(&places, range) {
-            done.cut_short = true;
-            break;
-        }
-        left -= len;
-        done.copied += len;
-    }
+    copy(memory, &expected.written, limit.unwrap_or(u64::MAX).min(COPIED_MAX), |range| {
+        done.copied += range.end - range.start;
+    });
+    done.cut_short = done.copied < all;
     done
+}
+
+/// What is expected to be written late: a thread copies it once it is told to begin.
+#[derive(Debug)]
+pub struct Late {
+    begin: Sender<()>,
+    copied: Arc<AtomicU64>,
+}
+
+impl Late {
+    /// Makes the thread, which waits.
+    ///
+    /// # Errors
+    /// The host has no room for another thread.
+    pub fn new(memory: GuestMemory, ranges: Vec<Range<u64>>) -> io::Result<Self> {
+        let (begin, begun) = channel();
+        let copied = Arc::new(AtomicU64::new(0));
+        let told = copied.clone();
+        let beside = move || {
+            if begun.recv().is_ok() {
+                copy(&memory, &ranges, budget::free_bytes().unwrap_or(u64::MAX).min(COPIED_MAX), |range| {
+                    told.fetch_add(range.end - range.start, Ordering::Relaxed);
+                });
+            }
+        };
+        std::thread::Builder::new().name("prefetch".to_owned()).spawn(beside)?;
+        Ok(Late { begin, copied })
+    }
+
+    /// Lets the thread begin; a second time nothing happens.
+    pub fn begin(&self) {
+        // A thread that is done listens no longer.
+        self.begin.send(()).unwrap_or_default();
+    }
+
+    /// Bytes that were copied so far.
+    pub fn copied(&self) -> u64 {
+        self.copied.load(Ordering::Relaxed)
+    }
+}
+
+/// Copies ranges until `left` bytes are used up or the kernel refuses.
+fn copy(memory: &GuestMemory, ranges: &[Range<u64>], mut left: u64, mut copied: impl FnMut(&Range<u64>)) {
+    let places = mapped(memory);
+    for range in ranges {
+        let Some(rest) = left.checked_sub(range.end - range.start).filter(|_| populated(&places, range))
+        else {
+            break;
+        };
+        left = rest;
+        copied(range);
+    }
 }
 
 /// Whether pages spread over the ranges are in the page cache.
@@ -152,7 +210,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
-    use crate::memory::{Bytes, GuestAddress, copy_on_write};
+    use crate::memory::{Bytes, GuestAddress, Touch, copy_on_write, own_pages};
 
     #[test]
     fn what_is_copied_ahead_has_the_file_s_content_and_is_the_clone_s_own() {
@@ -162,6 +220,7 @@ mod tests {
         let expected = Expected {
             read: std::iter::once(0..4096).collect(),
             written: vec![8192..16384, 1 << 20..(1 << 20) + 4096],
+            ..Expected::default()
         };
         let done = copy_written(&memory, &expected);
         assert_eq!(done, Prefetched { copied: 12288, ..Prefetched::default() });
@@ -176,11 +235,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_late_is_copied_beside_once_it_is_time() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 1 << 20], 0).unwrap();
+        let memory = copy_on_write(&file, 1 << 20).unwrap();
+        let late = Late::new(memory.clone(), vec![0..8192, 65536..69632]).unwrap();
+        assert_eq!(late.copied(), 0);
+        late.begin();
+        while late.copied() < 12288 {
+            std::thread::yield_now();
+        }
+        late.begin();
+        let own = own_pages(&memory).unwrap().into_iter().filter(|touch| *touch == Touch::Written);
+        assert_eq!(own.count(), 3);
+    }
+
+    #[test]
+    fn copying_ends_where_the_budget_does() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let memory = copy_on_write(&file, 1 << 20).unwrap();
+        let mut copied = Vec::new();
+        copy(&memory, &[0..4096, 8192..16384, 65536..69632], 8192, |range| copied.push(range.clone()));
+        assert_eq!(copied, std::iter::once(0..4096).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn a_warm_page_cache_is_left_alone() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 1 << 20], 0).unwrap();
         let memory = copy_on_write(&file, 1 << 20).unwrap();
-        let expected = Expected { read: std::iter::once(0..65536).collect(), written: vec![] };
+        let expected = Expected { read: std::iter::once(0..65536).collect(), ..Expected::default() };
         assert_eq!(read_ahead(&file, &memory, &expected), Prefetched::default());
     }
 

@@ -20,7 +20,7 @@ use crate::vcpu::{self, Buses, MsrSelection, ThreadError, VcpuThread};
 use super::capture::{self, CaptureError, Moment, Parts};
 use super::lifecycle::{Action, Event, State};
 use super::opened::Host;
-use super::prefetch::Ahead;
+use super::prefetch::{Ahead, Done};
 use super::saved::SavedMachine;
 use super::start::LoadError;
 use super::timeline::Timeline;
@@ -171,7 +171,7 @@ pub struct Machine {
     requests: RequestLine,
     epoll: Epoll,
     sources: Vec<EventToken>,
-    prefetched: Prefetched,
+    prefetched: Done,
 }
 
 impl Machine {
@@ -239,9 +239,14 @@ impl Machine {
         })
     }
 
-    /// What was brought in before the start.
+    /// What was brought in before the guest asked.
     pub fn prefetched(&self) -> Prefetched {
-        self.prefetched
+        self.prefetched.so_far()
+    }
+
+    /// An answer has begun: what is expected to be touched from now on is brought in beside the guest.
+    pub(super) fn answer_begins(&self) {
+        self.prefetched.begin_late();
     }
 
     /// Names the pager that serves this machine's memory, to be asked what it has done.

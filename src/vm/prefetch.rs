@@ -9,7 +9,7 @@ use snapshot_format::working_set::PageRange;
 use crate::bundle::Bundle;
 use crate::config::{Prefetch, Verify};
 use crate::kvm::KvmVcpu;
-use crate::memory::{self, ChunkError, ChunkSource, Expected, GuestMemory, Prefetched};
+use crate::memory::{self, ChunkError, ChunkSource, Expected, GuestMemory, Late, Prefetched};
 
 use super::start::{Source, StartError};
 
@@ -56,7 +56,7 @@ impl Ahead {
                 }
             }
             Source::Pager(pager) => {
-                let ranges = expected.read.iter().chain(&expected.written).cloned();
+                let ranges = expected.all().cloned();
                 // It goes on beside the guest, whose own faults come first; nobody waits for it.
                 pager.prefetch(ranges).map(drop).map_err(StartError::Prefetch)?;
             }
@@ -64,15 +64,39 @@ impl Ahead {
         Ok(self)
     }
 
-    /// Maps it for the guest, through one of its vCPUs: they share their tables.
-    pub(super) fn map(self, vcpus: &[KvmVcpu], memory: &GuestMemory) -> Prefetched {
-        let Ahead { expected, is_mapped, pagemap, done, .. } = self;
-        match (expected, vcpus.first()) {
-            (Some(expected), Some(vcpu)) if is_mapped => {
-                let mapped = memory::map_ahead(vcpu, memory, &expected, pagemap.as_ref());
-                Prefetched { mapped, ..done }
+    /// Maps it for the guest, through one of its vCPUs: they share their tables. A thread waits with what comes late.
+    pub(super) fn map(self, vcpus: &[KvmVcpu], memory: &GuestMemory) -> Done {
+        let Ahead { expected, is_mapped, pagemap, done: before, .. } = self;
+        let mut done = Done { before, late: None };
+        if let (Some(expected), Some(vcpu), true) = (expected, vcpus.first(), is_mapped) {
+            done.before.mapped = memory::map_ahead(vcpu, memory, &expected, pagemap.as_ref());
+            if !expected.late_written.is_empty() {
+                // Without a thread the guest's own faults copy it.
+                done.late = Late::new(memory.clone(), expected.late_written).ok();
             }
-            _ => done,
+        }
+        done
+    }
+}
+
+/// What was brought in, and what a thread goes on bringing in.
+#[derive(Debug, Default)]
+pub struct Done {
+    before: Prefetched,
+    late: Option<Late>,
+}
+
+impl Done {
+    /// What it has come to so far.
+    pub fn so_far(&self) -> Prefetched {
+        let late = self.late.as_ref().map_or(0, Late::copied);
+        Prefetched { copied: self.before.copied + late, ..self.before }
+    }
+
+    /// Has the thread begin.
+    pub fn begin_late(&self) {
+        if let Some(late) = &self.late {
+            late.begin();
         }
     }
 }
@@ -84,14 +108,19 @@ fn expected(bundle: &Bundle) -> Option<Expected> {
     })?;
     let bytes = set.memory_len;
     let ranges = |ranges: &[PageRange]| memory::within(ranges.iter().map(PageRange::bytes), bytes);
-    Some(Expected { read: ranges(&set.read), written: ranges(&set.write) })
+    Some(Expected {
+        read: ranges(&set.read),
+        written: ranges(&set.write),
+        late_read: ranges(&set.late_read),
+        late_written: ranges(&set.late_write),
+    })
 }
 
 /// Checks every chunk that an expected page lies in.
 fn check(source: &dyn ChunkSource, expected: &Expected) -> Result<(), ChunkError> {
     let granule = source.granule();
     let chunks = |range: &Range<u64>| (range.start / granule)..range.end.div_ceil(granule);
-    let wanted: BTreeSet<u64> = expected.read.iter().chain(&expected.written).flat_map(chunks).collect();
+    let wanted: BTreeSet<u64> = expected.all().flat_map(chunks).collect();
     let content = source.content();
     let end = content.last().map_or(0, |range| range.end);
     let mut buffer = vec![0; usize::try_from(granule).unwrap_or_default()];

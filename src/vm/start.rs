@@ -164,7 +164,7 @@ pub(super) fn restore_watched(
     generation: Generation,
     watched: Watched,
     timeline: &mut Timeline,
-) -> Result<(Machine, Option<Recorder>), StartError> {
+) -> Result<(Machine, GuestMemory, Option<Recorder>), StartError> {
     let shape = shape(bundle);
     let origin = Origin::Saved(Box::new(saved(bundle, shape)?));
     let (memory, recorder) = match watched {
@@ -178,9 +178,9 @@ pub(super) fn restore_watched(
     let generation = (!is_port(bundle)).then_some(generation);
     let Opened { host, drives, pagemap: _ } = Opened::new(bundle, None)?;
     let devices = setup(generation, drives, Box::new(io::sink()));
-    let ahead = Ahead::default();
+    let (watched, ahead) = (memory.clone(), Ahead::default());
     let plan = Plan { host, shape, memory, devices, origin, ahead, count_faults: false, timeline };
-    Ok((Machine::build(plan)?, recorder))
+    Ok((Machine::build(plan)?, watched, recorder))
 }
 
 fn shape(bundle: &Bundle) -> Shape {
