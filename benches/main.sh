@@ -1,11 +1,11 @@
 #!/bin/sh
-# Takes the samples of `cargo xtask bench main` in the emulated host: a file of JSON lines per series in $OUT. $1: echo or python.
+# Takes the samples of `cargo xtask bench main` in the emulated host: a file of JSON lines per series in $OUT. $1: the part.
 #
 # Everything timed lies on a tmpfs, programs and bundles too: there a disk read takes anything from 18 us to 360 ms.
 set -eu
 
 warm=${SAMPLES_WARM:-31}
-cold=${SAMPLES_COLD:-15}
+cold=$((${SAMPLES_COLD:-15} / RUNS))
 pause_us=8000
 place=$(mktemp -d /tmp/bench.XXXXXX)
 
@@ -45,11 +45,23 @@ measure_python() {
     bake python "$EMBER_BENCHES/python"
     set -- "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event"
     measure python "$warm" restore "$@" -- timed "$@" --timing=json
-    set -- "$@" --repeat 100 --timing=json
-    measure python-long "$cold" restored "$@" -- cold "$@" --cold
+}
 
+measure_python_cold() {
+    bake python "$EMBER_BENCHES/python"
+    measure python-cold "$cold" cold "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event" --cold --timing=json
+}
+
+# A hundred events of one machine.
+measure_python_long() {
+    bake python "$EMBER_BENCHES/python"
+    set -- "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event" --repeat 100 --timing=json
+    measure python-long "$cold" restored "$@" -- cold "$@" --cold
+}
+
+measure_python_import() {
     bake python-import "$EMBER_BENCHES/python-import"
     measure python-import "$cold" import "$ember" run "$place/python-import" --event-text "" --cold
 }
 
-"measure_$1"
+"measure_$(echo "$1" | tr - _)"

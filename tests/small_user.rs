@@ -112,6 +112,19 @@ fn a_host_without_kvm_is_told_with_what_to_do() {
 }
 
 #[test]
+fn another_device_in_the_place_of_dev_kvm_is_told_with_what_to_do() {
+    let place = public();
+    let other = "mount --bind /dev/null /dev/kvm && exec ./ember \"$@\"";
+    for words in [&BAKE[..], &["doctor"]] {
+        let ended = behind(&place, other, words);
+        assert_eq!(ended.code(), HOST_CANNOT, "{ended:?}");
+        let told = format!("{}{}", ended.text(), ended.errors);
+        assert!(told.contains("/dev/kvm is not the device of KVM; give this machine"), "{told}");
+    }
+    assert!(!place.join("out").exists());
+}
+
+#[test]
 fn the_bundle_of_somebody_else_cannot_be_read() {
     if !is_root() {
         // Nobody here could make one. In the emulated host, where this runs as well, the tests are root.

@@ -4,7 +4,7 @@
  *   floor make FILE   boots a tiny guest, stops it at its warm point, writes memory and state to FILE
  *   floor run FILE    restores it, runs it to its first exit, prints a newline, ends with 0
  *
- * `run` makes the system calls that a restore cannot do without, in the order of `Machine::build` and of
+ * `run` makes the system calls that a restore cannot do without, in the order of `vm::Shell` and of
  * src/vcpu/state.rs, and nothing else: no parsing, no checksum, no threads, no devices. The bench times it from before the
  * process is started to the newline, the same two moments as it does for `ember run`; what comes after the newline is
  * the kernel closing the VM.

@@ -11,11 +11,11 @@
  *
  * Everything counts from CLOCK_MONOTONIC just before the program is spawned: `first_byte_us` to the first byte of its
  * standard output, `end_us` to when its output is closed and it has been waited for. `first_byte_unix_us` is the wall clock at
- * the first byte. `timing` is its standard error if that
- * is a JSON object (`ember run --timing=json`), else null; `start_us` is how long after the spawn the clock in there began.
+ * the first byte. `timing` is the last line of its standard error that is a JSON object (`ember run --timing=json`; what the
+ * function prints comes before it), else null; `start_us` is how long after the spawn the clock in there began.
  * `answer` is the beginning of its output. A program that fails, or says nothing, ends the whole with its standard error.
  *
- * A program's descendants that outlive it are waited for before the next pause (`ember run` leaves the end of its machine to
+ * A dot for each start goes to standard error. A program's descendants that outlive it are waited for before the next pause (`ember run` leaves the end of its machine to
  * such a one). Words NAME=VALUE in front of the program are added to its environment, as env(1) would, without being one more program.
  *
  * It is small and static, so that spawning costs what it costs a small program: no copied page tables, no relocations. */
@@ -175,18 +175,30 @@ static void measure(char **command, struct sample *sample)
     }
 }
 
+/* The last line that begins as a JSON object does. */
+static const char *last_object(const char *text)
+{
+    const char *found = NULL;
+
+    for (const char *line = text; line; line = strchr(line, '\n'), line += line ? 1 : 0)
+        if (*line == '{')
+            found = line;
+    return found;
+}
+
 /* How long after `begin` the program's own clock started, by the field that `ember run --timing=json` has for this. */
 static void print_timing(FILE *out, const struct sample *sample)
 {
     static const char field[] = "\"start_monotonic_ns\":";
-    const char *start = strstr(sample->errors, field);
+    const char *timing = last_object(sample->errors);
+    const char *start = timing ? strstr(timing, field) : NULL;
 
-    if (sample->errors[0] != '{' || !start) {
+    if (!start) {
         fputs("\"timing\":null,", out);
         return;
     }
     fprintf(out, "\"start_us\":%.3f,", (double)(int64_t)(strtoull(start + strlen(field), NULL, 10) - sample->begin) / 1000);
-    fprintf(out, "\"timing\":%.*s,", (int)strcspn(sample->errors, "\n"), sample->errors);
+    fprintf(out, "\"timing\":%.*s,", (int)strcspn(timing, "\n"), timing);
 }
 
 static void print_sample(FILE *out, const char *label, const struct sample *sample)
@@ -247,8 +259,11 @@ int main(int count, char **arguments)
             pause_below(strtoull(arguments[3], NULL, 10));
             measure(commands[i] + 1, &sample);
             print_sample(out, commands[i][0], &sample);
+            /* Whoever watches sees that it goes on. */
+            fputc('.', stderr);
         }
     }
+    fputc('\n', stderr);
     if (fclose(out) != 0)
         die("write the samples");
     return 0;

@@ -10,6 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::{Paging, Prefetch, Size, Span, Verify};
 use crate::function::MACHINE_ID_LEN;
 
+use super::limits::LimitArgs;
+
 /// Restores microVMs from warm snapshots in milliseconds.
 ///
 /// `ember bake` boots a guest once, takes it to its warm point and writes a bundle; `ember run` restores a clone from the
@@ -299,6 +301,8 @@ pub struct RunArgs {
     pub event: EventArgs,
     #[command(flatten)]
     pub paging: PagingArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Environment value delivered after the restore; may be repeated
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     pub env: Vec<(String, String)>,

@@ -47,8 +47,14 @@ pub fn bake(args: BakeArgs) -> Result<u8, Failure> {
     let draft = Draft::create(&target, force)?;
     // From here on there is something to clean up, which a signal must not prevent.
     signals::clean_up_on_signal(draft.directory())?;
-    let mut baker =
-        Baker { asked, draft, progress: Progress::new(json), console: Console::new(show), format, no_record };
+    let mut baker = Baker {
+        asked,
+        draft,
+        progress: Progress::new(json),
+        console: Console::new(show, None),
+        format,
+        no_record,
+    };
     let parts = baker.gather()?;
     let baked = baker.boot_and_freeze(&parts)?;
     let report = baker.finish(&parts, &baked)?;

@@ -2,7 +2,11 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::config::Size;
+
+use super::limits::Cut;
 
 /// How much of the console is kept, bytes.
 const TAIL_MAX: usize = 16 << 10;
@@ -16,13 +20,25 @@ const PANIC: &str = "Kernel panic";
 #[derive(Debug, Clone)]
 pub struct Console {
     show: bool,
-    tail: Arc<Mutex<VecDeque<u8>>>,
+    kept: Arc<Mutex<Kept>>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    tail: VecDeque<u8>,
+    /// Of what is shown.
+    cut: Cut,
 }
 
 impl Console {
-    /// A console that is also shown on standard error if `show`.
-    pub fn new(show: bool) -> Self {
-        Console { show, tail: Arc::default() }
+    /// A console that is also shown on standard error if `show`, as much of it as `max`.
+    pub fn new(show: bool, max: Option<Size>) -> Self {
+        let cut = Cut::new("the guest's console", "--console-max", max);
+        Console { show, kept: Arc::new(Mutex::new(Kept { tail: VecDeque::new(), cut })) }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What the serial port writes to.
@@ -32,11 +48,11 @@ impl Console {
 
     /// The last lines, for a message; `None` when they were shown already or there are none.
     pub fn tail(&self) -> Option<String> {
-        if self.show {
+        let mut kept = self.kept();
+        if self.show && !kept.cut.has_cut() {
             return None;
         }
-        let mut kept = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
-        let text = printable(kept.make_contiguous());
+        let text = printable(kept.tail.make_contiguous());
         let lines: Vec<&str> = text.lines().collect();
         let (before, last) = lines.split_at(lines.len().saturating_sub(LINES_MAX));
         // The line that says why comes in front of a trace that may be longer than what is shown.
@@ -54,13 +70,18 @@ fn printable(bytes: &[u8]) -> String {
 
 impl Write for Console {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.show {
-            io::stderr().write_all(bytes)?;
-        }
-        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.kept();
+        let tail = &mut kept.tail;
         tail.extend(bytes);
         let surplus = tail.len().saturating_sub(TAIL_MAX);
         tail.drain(..surplus);
+        if self.show {
+            let passed = kept.cut.pass(bytes);
+            // Not under the lock: whoever wants the tail must not wait for a terminal.
+            drop(kept);
+            io::stderr().write_all(passed.bytes)?;
+            io::stderr().write_all(passed.note.unwrap_or_default().as_bytes())?;
+        }
         Ok(bytes.len())
     }
 
@@ -75,19 +96,19 @@ mod tests {
 
     #[test]
     fn only_the_last_lines_are_kept_and_nothing_a_terminal_would_obey() {
-        let mut console = Console::new(false);
+        let mut console = Console::new(false, None);
         for n in 0..5000 {
             writeln!(console, "line {n}\x1b[2J\r").unwrap();
         }
         let tail = console.tail().unwrap();
         assert_eq!(tail.lines().count(), LINES_MAX);
         assert!(tail.ends_with("line 4999[2J"));
-        assert!(console.tail.lock().unwrap().len() <= TAIL_MAX);
+        assert!(console.kept().tail.len() <= TAIL_MAX);
     }
 
     #[test]
     fn the_reason_of_a_panic_is_shown_in_front_of_a_long_trace() {
-        let mut console = Console::new(false);
+        let mut console = Console::new(false, None);
         writeln!(console, "booting\nKernel panic - not syncing: out of patience").unwrap();
         for n in 0..50 {
             writeln!(console, "trace {n}").unwrap();
@@ -98,6 +119,6 @@ mod tests {
 
     #[test]
     fn a_silent_guest_has_no_tail() {
-        assert_eq!(Console::new(false).tail(), None);
+        assert_eq!(Console::new(false, None).tail(), None);
     }
 }

@@ -15,6 +15,7 @@ use crate::vm::{
 };
 
 use super::failure::{Kind, ToFailure};
+use super::limits::TooLong;
 
 /// Errors that are of one kind whatever their variant.
 macro_rules! always {
@@ -96,6 +97,7 @@ impl ToFailure for InvokeError {
             InvokeError::Drive(error) => error.kind(),
             InvokeError::Session(error) => error.kind(),
             InvokeError::NotUnique(_) => Kind::NotUnique,
+            InvokeError::Sink(reason) if TooLong::is_reason(reason) => Kind::GuestFailed,
             InvokeError::Sink(_) => Kind::Internal,
         }
     }
@@ -152,6 +154,9 @@ impl ToFailure for StartError {
             | StartError::Chunk(_)
             | StartError::Prefetch(_)
             | StartError::Watch(_)
+            | StartError::ShellShape
+            | StartError::ShellPaging
+            | StartError::ShellBoot
             | StartError::Delta { .. } => Kind::HostCannot,
         }
     }

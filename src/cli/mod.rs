@@ -14,6 +14,7 @@ mod identity;
 mod image;
 mod inspect;
 mod kinds;
+mod limits;
 mod output;
 mod paging;
 mod progress;

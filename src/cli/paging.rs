@@ -41,6 +41,8 @@ pub struct ToldPaging {
     verify: String,
     /// Page faults that KVM handled, of each vCPU; empty where they were not counted.
     kvm_faults: Vec<u64>,
+    /// Those of them before the first answer began.
+    kvm_faults_before_answer: Vec<u64>,
     /// Page faults that userfaultfd told of.
     uffd_faults: u64,
     /// Bytes that were copied from the bundle for them.
@@ -65,6 +67,7 @@ impl ToldPaging {
             automatic: args.paging == Paging::Auto,
             verify: args.verify.name().to_owned(),
             kvm_faults: machine.faults(),
+            kvm_faults_before_answer: machine.faults_before_answer().to_vec(),
             uffd_faults: done.faults,
             copied_bytes: done.copied,
             zeroed_bytes: done.zeroed,
@@ -97,8 +100,9 @@ impl ToldPaging {
             );
         }
         if !self.kvm_faults.is_empty() {
-            let all: Vec<String> = self.kvm_faults.iter().map(u64::to_string).collect();
-            line += &format!("; page faults of each vCPU: {}", all.join(" "));
+            let list = |all: &[u64]| all.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+            let (all, before) = (list(&self.kvm_faults), list(&self.kvm_faults_before_answer));
+            line += &format!("; page faults of each vCPU: {all}, {before} of them before the answer began");
         }
         line
     }

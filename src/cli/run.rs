@@ -119,8 +119,8 @@ impl Run<'_> {
     /// A clone's whole life in this process.
     fn life(&self, rebake: Option<Rebake>, mut timeline: Timeline, way: Way) -> Report {
         let interface = self.bundle.manifest().function.interface;
-        let mut sink = Sink::new(self.args.json, self.args.include, interface);
-        let console = Console::new(self.args.console || self.args.verbose);
+        let mut sink = Sink::new(self.args.json, self.args.include, interface, &self.args.limits);
+        let console = Console::new(self.args.console || self.args.verbose, self.args.limits.console_max);
         let outcome = if self.args.cold {
             self.cold(&console, &mut timeline, &mut sink)
         } else {
@@ -148,6 +148,7 @@ impl Run<'_> {
         let opened = vm::Opened::new(self.bundle, None)?;
         let generation = message.generation;
         let mut machine = vm::restore(self.bundle, opened, generation, options, console.writer(), timeline)?;
+        self.args.limits.apply(&mut machine);
         let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
         let mut drive = Drive::new(&mut machine, &mut conversation);
         let outcome = vm::wake(&mut drive, &message, sink, timeline)
@@ -181,6 +182,7 @@ impl Run<'_> {
         let opened = vm::Opened::new(self.bundle, None)?;
         let mut machine =
             vm::boot_again(self.bundle, opened, identity::random()?, console.writer(), timeline)?;
+        self.args.limits.apply(&mut machine);
         let mut conversation = Conversation::cold(contract)?;
         let mut drive = Drive::new(&mut machine, &mut conversation);
         timeline.mark(vm::FIRST_INSTRUCTION);

@@ -10,6 +10,8 @@ use snapshot_format::manifest::Interface;
 use crate::function::{Notice, Stream};
 use crate::vm::AnswerSink;
 
+use super::limits::{AnswerLimit, Cut, LimitArgs};
+
 /// Most bytes of an answer that `--json` collects.
 const COLLECT_MAX: usize = 64 << 20;
 
@@ -60,13 +62,20 @@ pub struct Sink {
     include: bool,
     /// Only an `exec` function answers with what it prints; the others' standard output is their log.
     prints_answer: bool,
+    answer: AnswerLimit,
+    log: Cut,
 }
 
 impl Sink {
     /// Collects if `json`, else writes; `include` writes the head of an http answer too.
-    pub fn new(json: bool, include: bool, interface: Interface) -> Self {
-        let prints_answer = interface == Interface::Exec;
-        Sink { buffers: json.then(Buffers::default), include, prints_answer }
+    pub fn new(json: bool, include: bool, interface: Interface, limits: &LimitArgs) -> Self {
+        Sink {
+            buffers: json.then(Buffers::default),
+            include,
+            prints_answer: interface == Interface::Exec,
+            answer: AnswerLimit::new(limits.answer_max),
+            log: Cut::new("the log", "--log-max", limits.log_max),
+        }
     }
 
     /// What was collected.
@@ -85,6 +94,19 @@ impl Sink {
             Notice::Head { .. } => self.include,
             Notice::Log { .. } => false,
             _ => true,
+        }
+    }
+
+    /// What of a piece is passed on.
+    fn limited(&mut self, piece: Notice, is_answer: bool) -> io::Result<Notice> {
+        match piece {
+            Notice::Answer { bytes } => self.answer.take(bytes.len()).map(|()| Notice::Answer { bytes }),
+            Notice::Output { stream, bytes } if is_answer => {
+                self.answer.take(bytes.len()).map(|()| Notice::Output { stream, bytes })
+            }
+            Notice::Output { stream, bytes } => Ok(Notice::Output { stream, bytes: self.log.cut(bytes) }),
+            Notice::Log { bytes } => Ok(Notice::Log { bytes: self.log.cut(bytes) }),
+            piece => Ok(piece),
         }
     }
 
@@ -111,6 +133,7 @@ fn head(status: u16, headers: &[(String, String)]) -> String {
 impl AnswerSink for Sink {
     fn take(&mut self, piece: Notice) -> io::Result<bool> {
         let is_answer = self.is_answer(&piece);
+        let piece = self.limited(piece, is_answer)?;
         match &mut self.buffers {
             Some(buffers) => buffers.take(piece, is_answer)?,
             None => self.write(piece, is_answer)?,

@@ -233,15 +233,6 @@ fn lambda(asked: Option<&AskedLambda>) -> Result<LambdaContract, InvalidError> {
     })
 }
 
-fn name(interface: Interface) -> &'static str {
-    match interface {
-        Interface::Exec => "exec",
-        Interface::Http => "http",
-        Interface::Lambda => "lambda",
-        Interface::Port => "port",
-    }
-}
-
 fn check_foreign(interface: Interface, asked: &AskedFunction) -> Result<(), InvalidError> {
     let parts = [
         (asked.http.is_some(), "A TCP port or readiness path", Interface::Http),
@@ -250,7 +241,7 @@ fn check_foreign(interface: Interface, asked: &AskedFunction) -> Result<(), Inva
     ];
     match parts.into_iter().find(|(asked, _, owner)| *asked && *owner != interface) {
         Some((_, what, owner)) => {
-            Err(InvalidError::Foreign { what, owner: name(owner), interface: name(interface) })
+            Err(InvalidError::Foreign { what, owner: owner.name(), interface: interface.name() })
         }
         None => Ok(()),
     }

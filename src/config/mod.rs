@@ -18,4 +18,4 @@ pub use bake::{
 pub use event::{EVENT_MAX, EventError, EventSource, EventText};
 pub use paging::{Backend, Paging, Verify};
 pub use prefetch::Prefetch;
-pub use units::{Size, Span, UnitError};
+pub use units::{Rate, Size, Span, UnitError};

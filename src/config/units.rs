@@ -59,6 +59,30 @@ impl<'de> Deserialize<'de> for Size {
     }
 }
 
+/// Bytes a second, and how many may come at once after a rest: `20MiB`, `20MiB/s:64MiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    /// Bytes a second, at least 1.
+    pub bytes_per_second: u64,
+    /// Bytes at once; what comes in a second when nothing else was said.
+    pub burst: u64,
+}
+
+impl FromStr for Rate {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let parse = || {
+            let (rate, burst) =
+                text.split_once(':').map_or((text, None), |(rate, burst)| (rate, Some(burst)));
+            let rate = rate.strip_suffix("/s").unwrap_or(rate).parse::<Size>().ok()?.0;
+            let burst = burst.map_or(Some(rate), |burst| Some(burst.parse::<Size>().ok()?.0))?;
+            (rate > 0 && burst > 0).then_some(Rate { bytes_per_second: rate, burst })
+        };
+        parse().ok_or_else(|| error(text, "rate", "20MiB/s or 20MiB/s:64MiB"))
+    }
+}
+
 /// A length of time: `500ms`, `30s`, `2m`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Span(pub Duration);
@@ -120,6 +144,17 @@ mod tests {
         assert_eq!(Size(256 << 20).to_string(), "256 MiB");
         assert_eq!(Size(1536 << 20).to_string(), "1.5 GiB");
         assert_eq!(Size(100).to_string(), "100 bytes");
+    }
+
+    #[test]
+    fn rates_have_a_burst_of_their_own_or_of_a_second() {
+        let rate = |bytes_per_second, burst| Ok(Rate { bytes_per_second, burst });
+        assert_eq!("20MiB/s".parse(), rate(20 << 20, 20 << 20));
+        assert_eq!("4096".parse(), rate(4096, 4096));
+        assert_eq!("1MiB/s:64MiB".parse(), rate(1 << 20, 64 << 20));
+        for text in ["", "0", "1MiB:0", "1MiB:", ":1MiB", "1MiB/m", "-1", "1:2:3", "1MiB:1/s"] {
+            assert!(text.parse::<Rate>().is_err(), "{text:?}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::Write;
 
+pub use block::BlockRate;
 pub use error::{DeviceError, StateFault};
 pub use states::DeviceStates;
 pub use table::{DeviceTable, Doorbell, EventToken, VirtioWindow};

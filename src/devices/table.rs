@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use snapshot_format::state::Writer;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
@@ -13,7 +14,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::bus::{Bus, IrqLine, RequestLine, lock};
 use crate::memory::{GuestMemory, layout};
 
-use super::block::Block;
+use super::block::{Block, BlockRate};
 use super::error::DeviceError;
 use super::port::{PORT_LEN, Port, PortStream};
 use super::power::{I8042_PORT, Keyboard, POWER_LEN, Power};
@@ -60,6 +61,7 @@ pub struct EventToken {
 trait Slot: Debug + Send {
     fn serve(&mut self);
     fn take_due(&mut self) -> bool;
+    fn due(&self) -> Option<Instant>;
     fn interrupt_pending(&self) -> bool;
     fn save(&self, instance: u32, writer: &mut Writer) -> Result<(), DeviceError>;
     fn fault(&self) -> Option<String>;
@@ -72,6 +74,10 @@ impl<D: VirtioDevice> Slot for VirtioMmio<D> {
 
     fn take_due(&mut self) -> bool {
         VirtioMmio::take_due(self)
+    }
+
+    fn due(&self) -> Option<Instant> {
+        VirtioMmio::due(self)
     }
 
     fn interrupt_pending(&self) -> bool {
@@ -125,6 +131,8 @@ pub struct DeviceTable {
     /// For each doorbell its seat.
     doorbell_seats: Vec<usize>,
     drives: Vec<Shared<Block>>,
+    /// Whether the drives' rate is limited: else nobody looks when they are due.
+    limited: bool,
     serial: Arc<Mutex<Serial>>,
     serial_line: IrqLine,
     vmgenid: Option<VmGenId>,
@@ -212,6 +220,29 @@ impl DeviceTable {
         }
     }
 
+    /// Limits the rate of each drive from now on.
+    pub fn limit_drives(&mut self, rate: BlockRate) {
+        self.limited = true;
+        self.drives.iter().for_each(|drive| lock(drive).device_mut().limit(rate));
+    }
+
+    /// When a drive is to be served again that its rate holds back.
+    pub fn due(&self) -> Option<Instant> {
+        if !self.limited {
+            return None;
+        }
+        self.drives.iter().filter_map(|drive| lock(drive).due()).min()
+    }
+
+    /// Serves the drives that are due.
+    ///
+    /// # Errors
+    /// An interrupt could not be raised.
+    pub fn serve_due(&self, now: Instant) -> Result<(), DeviceError> {
+        let due = |seat: &&Seat| lock(&seat.device).due().is_some_and(|due| due <= now);
+        self.seats.iter().filter(due).try_for_each(|seat| seat.serve(false))
+    }
+
     /// Serves every queue once, before the vCPUs run (again): a notification that came just before a freeze is lost
     /// with its eventfd. Interrupts that the guest had not acknowledged are raised again, as an edge that nobody saw is
     /// lost too.
@@ -260,6 +291,8 @@ impl DeviceTable {
             vmgenid: _,
             // The same devices as in `seats` and `port`.
             drives: _,
+            // Of this run alone.
+            limited: _,
             control: _,
         } = self;
         writer.put(0, &lock(serial).save())?;
@@ -436,6 +469,7 @@ impl Builder {
             doorbells: self.doorbells,
             doorbell_seats: self.doorbell_seats,
             drives: self.drives,
+            limited: false,
             serial: self.serial,
             serial_line: self.serial_line,
             vmgenid: self.vmgenid,

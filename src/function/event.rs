@@ -64,7 +64,7 @@ impl Event {
     /// Refuses an event that is not for functions with `interface`, or too long.
     pub(super) fn check(&self, interface: Interface) -> Result<(), SessionError> {
         if self.interface() != interface {
-            let (function, event) = (name(interface), name(self.interface()));
+            let (function, event) = (interface.name(), self.interface().name());
             return Err(SessionError::WrongInterface { function, event });
         }
         let len = match self {
@@ -76,15 +76,6 @@ impl Event {
             Ok(0..=EVENT_MAX) => Ok(()),
             len => Err(SessionError::TooLarge { len: len.unwrap_or(u64::MAX), limit: EVENT_MAX }),
         }
-    }
-}
-
-fn name(interface: Interface) -> &'static str {
-    match interface {
-        Interface::Exec => "exec",
-        Interface::Http => "http",
-        Interface::Lambda => "lambda",
-        Interface::Port => "port",
     }
 }
 

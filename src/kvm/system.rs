@@ -41,6 +41,11 @@ pub enum SystemError {
     /// Any other failure to open it.
     #[error("Cannot open /dev/kvm")]
     Open(#[source] io::Error),
+    /// Something else bears its name, as a container's `/dev` may have it.
+    #[error(
+        "/dev/kvm is not the device of KVM; give this machine or container the host's /dev/kvm (character device 10, 232)"
+    )]
+    NotKvm,
     /// Not the API this program was written for.
     #[error("KVM's API version is {found}, Ember needs {API_VERSION}")]
     ApiVersion {
@@ -96,6 +101,9 @@ impl System {
 
     fn check(kvm: Kvm) -> Result<Self, SystemError> {
         let found = kvm.get_api_version();
+        if found < 0 {
+            return Err(SystemError::NotKvm);
+        }
         if found != API_VERSION {
             return Err(SystemError::ApiVersion { found });
         }

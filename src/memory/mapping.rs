@@ -66,11 +66,44 @@ pub fn anonymous(bytes: u64) -> Result<GuestMemory, MapError> {
 /// # Errors
 /// The file's real length is not `bytes` (a page behind its end would raise SIGBUS), or the host has no room.
 pub fn copy_on_write(file: &File, bytes: u64) -> Result<GuestMemory, MapError> {
-    let found = file.metadata().map_err(MapError::File)?.len();
+    let found = file_len(file)?;
     if found != bytes {
         return Err(MapError::Length { found, expected: bytes });
     }
     build(bytes, |region| map(region, Some(file)))
+}
+
+/// Puts a private copy-on-write view of a bundle's `memory` file in the place of memory that nobody has used yet. The addresses
+/// stay, and with them KVM's memory slots, which hold addresses and not mappings; what the guest had of the old pages the kernel
+/// takes away from it.
+///
+/// # Errors
+/// The file's real length is not that of the memory, or the host has no room; a part may have been replaced then.
+pub fn copy_on_write_over(memory: &GuestMemory, file: &File) -> Result<(), MapError> {
+    let found = file_len(file)?;
+    let expected = memory.iter().map(GuestMemoryRegion::len).sum();
+    if found != expected {
+        return Err(MapError::Length { found, expected });
+    }
+    layout::regions(expected).iter().zip(memory.iter()).try_for_each(|(region, mapped)| {
+        replace(mapped, file, region.file_offset).map_err(|e| failed(region)(e.into()))
+    })
+}
+
+fn replace(mapped: &GuestRegionMmap<()>, file: &File, offset: u64) -> Result<(), rustix::io::Errno> {
+    use rustix::mm::{MapFlags, ProtFlags, mmap};
+    let len = usize::try_from(mapped.len()).map_err(|_| rustix::io::Errno::OVERFLOW)?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+    // SAFETY: the range is a whole mapping of guest memory, which lives for ever and is replaced in one step by another of the
+    // same length and protection; it is reached by volatile accesses only, which find either content.
+    unsafe { mmap(mapped.as_ptr().cast(), len, ProtFlags::READ | ProtFlags::WRITE, flags, file, offset) }?;
+    Ok(())
+}
+
+/// The file's real length. By fstat(2): where nothing can be opened any more statx(2) is not allowed either.
+fn file_len(file: &File) -> Result<u64, MapError> {
+    let status = rustix::fs::fstat(file).map_err(|e| MapError::File(e.into()))?;
+    Ok(u64::try_from(status.st_size).unwrap_or(0))
 }
 
 /// Where a guest's memory lies in this process, region by region.
@@ -334,6 +367,24 @@ mod tests {
         one.write_obj(9u8, GuestAddress(4096)).unwrap();
         assert_eq!(one.read_obj::<u8>(GuestAddress(4096)).unwrap(), 9);
         assert_eq!(two.read_obj::<u8>(GuestAddress(4096)).unwrap(), 3);
+    }
+
+    #[test]
+    fn a_file_takes_the_place_of_memory_that_waited() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[3; 2 << 20], 0).unwrap();
+        let memory = anonymous(2 << 20).unwrap();
+        let before = addresses(&memory);
+        memory.write_obj(9u8, GuestAddress(4096)).unwrap();
+        copy_on_write_over(&memory, &file).unwrap();
+        assert_eq!(addresses(&memory), before);
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(4096)).unwrap(), 3);
+        memory.write_obj(7u8, GuestAddress(8192)).unwrap();
+        let mut page = [0; 1];
+        file.read_exact_at(&mut page, 8192).unwrap();
+        assert_eq!(page, [3], "it is a copy");
+        file.set_len(1 << 20).unwrap();
+        assert!(matches!(copy_on_write_over(&memory, &file), Err(MapError::Length { found: 1_048_576, .. })));
     }
 
     #[test]

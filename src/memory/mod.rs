@@ -17,7 +17,9 @@ mod uffd;
 
 pub use ahead::{GuestTables, map_ahead};
 pub use collapse::make_huge;
-pub use mapping::{MapError, addresses, anonymous, copy_on_write, own_pages, visit_content};
+pub use mapping::{
+    MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,
+};
 pub use prefetch::{Expected, Late, Prefetched, copy_written, read_ahead, within};
 pub use source::{ChunkError, ChunkSource};
 pub use uffd::{

@@ -56,6 +56,7 @@ pub enum ThreadError {
 
 #[derive(Debug)]
 enum Command {
+    Take(Box<(KvmVcpu, Buses)>),
     Run,
     Save(MsrSelection),
 }
@@ -84,34 +85,41 @@ pub struct Buses {
     pub pio: Arc<Bus>,
     /// Memory-mapped registers.
     pub mmio: Arc<Bus>,
-    /// How the thread tells the machine that the guest reset or broke.
-    pub requests: RequestLine,
 }
 
 impl VcpuThread {
-    /// Starts the thread; the guest does not run before [`run`](Self::run), and not before `confine` has confined the thread.
-    /// Where that fails the guest is broken.
+    /// Starts the thread, which waits for its vCPU ([`take`](Self::take)). The guest does not run before `confine` has confined the
+    /// thread; where that fails the guest is broken. `requests` is how the thread tells the machine that the guest reset or broke.
     ///
     /// # Errors
     /// The host has no room for a thread.
     pub fn start(
-        vcpu: KvmVcpu,
         index: u32,
-        buses: Buses,
+        requests: RequestLine,
         confine: impl FnOnce() -> Result<(), String> + Send + 'static,
     ) -> Result<Self, ThreadError> {
         let pause = Arc::new(AtomicBool::new(false));
         let (commands, inbox) = channel();
         let (outbox, replies) = channel();
-        let mut runner = Runner { vcpu, index, buses, pause: pause.clone(), refused: None };
+        let paused = pause.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
-                runner.refused = confine().err();
-                runner.serve(&inbox, &outbox);
+                let refused = confine().err();
+                let Ok(Command::Take(taken)) = inbox.recv() else { return };
+                let (vcpu, buses) = *taken;
+                Runner { vcpu, index, buses, requests, pause: paused, refused }.serve(&inbox, &outbox);
             })
             .map_err(|source| ThreadError::Start { index, source })?;
         Ok(VcpuThread { index, thread, pause, commands, replies })
+    }
+
+    /// Hands the thread its vCPU, whose state is set. Once, and first.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn take(&self, vcpu: KvmVcpu, buses: Buses) -> Result<(), ThreadError> {
+        self.commands.send(Command::Take(Box::new((vcpu, buses)))).map_err(|_| self.ended())
     }
 
     /// Lets the guest run.
@@ -167,6 +175,7 @@ struct Runner {
     vcpu: KvmVcpu,
     index: u32,
     buses: Buses,
+    requests: RequestLine,
     pause: Arc<AtomicBool>,
     /// Why the thread could not be confined, if so.
     refused: Option<String>,
@@ -184,6 +193,8 @@ impl Runner {
         self.vcpu.kick_target().arm();
         while let Ok(command) = inbox.recv() {
             let reply = match command {
+                // It has its one already.
+                Command::Take(_) => continue,
                 Command::Run => Reply::Paused(self.run_reporting()),
                 Command::Save(selection) => {
                     Reply::Saved(Box::new(state::save(&self.vcpu, self.index, &selection)))
@@ -211,15 +222,15 @@ impl Runner {
                 format!("{e}: {}", std::error::Error::source(&e).map_or(String::new(), |s| s.to_string())),
             ),
         };
-        match self.buses.requests.raise(request) {
+        match self.requests.raise(request) {
             Ok(()) => Some(reason),
             Err(e) => Some(format!("{reason} (and the machine could not be told: {e})")),
         }
     }
 
     fn run_until_paused(&mut self) -> Result<End, VmError> {
-        let requests = self.buses.requests.count();
-        while !self.pause.load(Ordering::SeqCst) && self.buses.requests.count() == requests {
+        let requests = self.requests.count();
+        while !self.pause.load(Ordering::SeqCst) && self.requests.count() == requests {
             if let Some(end) = self.step()? {
                 return Ok(end);
             }

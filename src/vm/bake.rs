@@ -10,7 +10,7 @@ use super::timeline::Timeline;
 
 /// How long a guest that reports itself frozen is left alone, so that its vCPUs are idle and its rings empty.
 const SETTLE: Duration = Duration::from_millis(100);
-/// Longest wait for a guest to free and zero what it does not use; it grows with memory.
+/// Longest wait for a guest to free and zero what it does not use, for each GiB of memory that it has or begins to have.
 const PREPARE_MAX: Duration = Duration::from_secs(300);
 
 /// Why a guest did not reach its warm point.
@@ -109,7 +109,8 @@ pub fn to_warm_point_again(
 /// Has a warm guest free and zero memory, and leaves it blocked in its agent's read.
 fn to_rest(drive: &mut Drive<'_>, sink: &mut dyn AnswerSink) -> Result<MemoryUse, InvokeError> {
     drive.conversation().prepare_freeze()?;
-    let deadline = Some(Instant::now() + PREPARE_MAX);
+    let limit = prepare_max(drive.machine().memory_bytes());
+    let deadline = Some(Instant::now() + limit);
     let used = loop {
         match drive.next(deadline)? {
             Happening::Notice(Notice::ReadyToFreeze { mem_total, mem_free }) => {
@@ -123,6 +124,10 @@ fn to_rest(drive: &mut Drive<'_>, sink: &mut dyn AnswerSink) -> Result<MemoryUse
     };
     drive.settle(SETTLE)?;
     Ok(used)
+}
+
+fn prepare_max(memory_bytes: u64) -> Duration {
+    PREPARE_MAX * u32::try_from(memory_bytes.div_ceil(1 << 30)).unwrap_or(u32::MAX)
 }
 
 fn settle(drive: &mut Drive<'_>, limit: Duration) -> Result<(), InvokeError> {

@@ -96,6 +96,10 @@ impl<'a> Drive<'a> {
             if let Some(notice) = self.conversation.next_notice() {
                 return Ok(Happening::Notice(notice));
             }
+            // Before anything else is taken: a guest that never falls silent would never be waited for.
+            if deadline.is_some_and(|end| end <= Instant::now()) {
+                return Err(self.conversation.time_out().into());
+            }
             if self.exchange()? {
                 continue;
             }
@@ -155,8 +159,9 @@ impl<'a> Drive<'a> {
     }
 
     fn heed(&mut self, request: Request) -> Result<(), DriveError> {
-        // What the guest said before it asked belongs before the answer to the request.
-        while self.exchange()? {}
+        // What the guest said before it asked belongs before the answer to the request. It is all there, and once is enough: another
+        // vCPU may go on to speak for ever.
+        self.exchange()?;
         let waiting_for = self.waiting_for();
         match request {
             Request::PowerOff => Err(DriveError::PoweredOff { waiting_for }),
@@ -191,7 +196,9 @@ impl<'a> Drive<'a> {
     pub fn settle(&mut self, duration: Duration) -> Result<(), DriveError> {
         let end = Instant::now() + duration;
         while Instant::now() < end {
-            while self.exchange()? {}
+            if self.exchange()? {
+                continue;
+            }
             for wake in self.machine.wait(Some(end))? {
                 if let Wake::Guest(request) = wake {
                     self.heed(request)?;
@@ -207,7 +214,8 @@ impl<'a> Drive<'a> {
     /// # Errors
     /// The guest has ended, or a vCPU is gone.
     pub fn release(&mut self) -> Result<(), DriveError> {
-        while self.exchange()? {}
+        // Once: it moves all of what fits, and another vCPU of the guest may go on to speak for ever.
+        self.exchange()?;
         if self.machine.stands_still() {
             return self.run();
         }

@@ -66,6 +66,9 @@ fn kvm_mend(error: &SystemError) -> Option<&'static str> {
             "load the module: modprobe kvm_intel or modprobe kvm_amd; in a VM, turn on nested virtualisation; in a container, pass --device /dev/kvm",
         ),
         SystemError::Permission => Some("usermod -aG kvm USER, then log in again"),
+        SystemError::NotKvm => {
+            Some("pass the host's device in: --device /dev/kvm; or mknod /dev/kvm c 10 232")
+        }
         SystemError::ApiVersion { .. } | SystemError::Capability { .. } => {
             Some("use Linux 5.10 or newer as the host's kernel")
         }

@@ -1,4 +1,4 @@
-//! The machine: one constructor for boot and restore, and what can be done with it.
+//! The machine, and what can be done with it. How one is built stands in `shell`.
 
 use std::fs::File;
 use std::io;
@@ -11,17 +11,18 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use crate::boot::EntryPoint;
 use crate::bus::{Request, RequestLine};
 use crate::devices::{
-    ControlStream, DeviceError, DeviceSetup, DeviceStates, DeviceTable, EventToken, VirtioWindow,
+    BlockRate, ControlStream, DeviceError, DeviceSetup, DeviceTable, EventToken, VirtioWindow,
 };
-use crate::kvm::{FaultCount, KickError, KvmVcpu, KvmVm, System, SystemError, VmError, install_kick_handler};
-use crate::memory::{GuestMemory, Pager, Prefetched, layout};
-use crate::vcpu::{self, Buses, MsrSelection, ThreadError, VcpuThread};
+use crate::kvm::{FaultCount, KickError, KvmVm, SystemError, VmError};
+use crate::memory::{GuestMemory, Pager, Prefetched};
+use crate::vcpu::{self, MsrSelection, ThreadError, VcpuThread};
 
 use super::capture::{self, CaptureError, Moment, Parts};
 use super::lifecycle::{Action, Event, State};
 use super::opened::Host;
 use super::prefetch::{Ahead, Done};
 use super::saved::SavedMachine;
+use super::shell::{Built, Shell};
 use super::start::LoadError;
 use super::timeline::Timeline;
 
@@ -147,8 +148,6 @@ pub enum Wake {
     Timeout,
 }
 
-/// Frequencies closer than this are the same: 250 ppm, as NTP may correct them.
-const TSC_TOLERANCE_PPM: u64 = 250;
 /// Most events taken from one wait.
 const EVENTS: usize = 16;
 
@@ -168,6 +167,8 @@ pub struct Machine {
     pager: Option<Pager>,
     /// KVM's count of page faults, of each vCPU; empty unless asked for.
     faults: Vec<FaultCount>,
+    /// What it was when the first answer began.
+    faults_before: Vec<u64>,
     requests: RequestLine,
     epoll: Epoll,
     sources: Vec<EventToken>,
@@ -175,63 +176,32 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Builds a machine: the one order for boot and restore.
+    /// Builds a machine from nothing: a shell, then what fills it. A restore into a shell that waited begins with the second.
     ///
     /// # Errors
     /// See [`BuildError`]; nothing of a half-built machine is left.
     pub fn build(plan: Plan<'_>) -> Result<Self, BuildError> {
         let Plan { host, shape, memory, devices, origin, ahead, count_faults, timeline } = plan;
-        let requests = RequestLine::new().map_err(BuildError::Events)?;
-        install_kick_handler()?;
-        let vm = host.system.create_vm()?;
-        timeline.mark("create VM");
-        // Before the irqchip: afterwards each slot waits for an SRCU grace period (8 ms on Linux 6.18).
-        vm.set_memory(&memory)?;
-        timeline.mark("memory slots");
-        vm.set_tss_address(layout::KVM_TSS_ADDR)?;
-        // Before the vCPUs, whose local APICs it makes. It brings the default routes in one batch; no PIT.
-        vm.create_irqchip()?;
-        timeline.mark("irqchip");
-        let (start, device_states) = Start::new(origin);
-        let devices = DeviceTable::new(devices, memory.clone(), requests.clone(), device_states)?;
-        wire(&vm, &devices)?;
-        timeline.mark("devices");
-        let vcpus = (0..shape.vcpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
-        let faults = vcpus.iter().filter(|_| count_faults).filter_map(KvmVcpu::fault_count).collect();
-        timeline.mark("create vCPUs");
-        let msrs = start.apply(&Target {
-            system: &host.system,
-            vm: &vm,
-            vcpus: &vcpus,
-            memory: &memory,
-            devices: &devices,
-        })?;
-        timeline.mark("vCPU state");
-        // Before the threads: a vCPU that runs answers no ioctl.
-        let prefetched = ahead.map(&vcpus, &memory);
-        timeline.mark("map ahead");
-        let tsc_khz = vcpus.first().map_or(Ok(0), KvmVcpu::tsc_khz)?;
-        let buses = Buses { pio: devices.pio(), mmio: devices.mmio(), requests: requests.clone() };
-        let vcpus = (0u32..)
-            .zip(vcpus)
-            .map(|(index, vcpu)| VcpuThread::start(vcpu, index, buses.clone(), host.confine_vcpu()))
-            .collect::<Result<Vec<_>, _>>()?;
+        Shell::build(host, shape, memory, count_faults, timeline)?.fill(devices, origin, ahead, timeline)
+    }
+
+    /// The machine that a shell has become.
+    pub(super) fn new(parts: Built) -> Result<Self, BuildError> {
+        let Built { shape, tsc_khz, msrs, vcpus, devices, vm, memory, faults, requests, prefetched } = parts;
         let (epoll, sources) = event_loop(&devices, &requests).map_err(BuildError::Events)?;
-        let state = State::Ready;
-        timeline.mark("threads");
-        let moment = None;
         Ok(Machine {
             shape,
-            state,
+            state: State::Ready,
             tsc_khz,
             msrs,
-            moment,
+            moment: None,
             vcpus,
             devices,
             vm,
             memory,
             pager: None,
             faults,
+            faults_before: Vec::new(),
             requests,
             epoll,
             sources,
@@ -245,8 +215,16 @@ impl Machine {
     }
 
     /// An answer has begun: what is expected to be touched from now on is brought in beside the guest.
-    pub(super) fn answer_begins(&self) {
+    pub(super) fn answer_begins(&mut self) {
         self.prefetched.begin_late();
+        if self.faults_before.is_empty() {
+            self.faults_before = self.faults();
+        }
+    }
+
+    /// Page faults that KVM had handled when the first answer began, of each vCPU; empty as [`faults`](Self::faults).
+    pub fn faults_before_answer(&self) -> &[u64] {
+        &self.faults_before
     }
 
     /// Names the pager that serves this machine's memory, to be asked what it has done.
@@ -281,6 +259,11 @@ impl Machine {
         Ok(())
     }
 
+    /// Guest RAM, bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.shape.memory_bytes
+    }
+
     /// Whether no guest instruction has run yet.
     pub fn is_ready(&self) -> bool {
         self.state == State::Ready
@@ -297,15 +280,20 @@ impl Machine {
     /// A device failed, or waiting did.
     pub fn wait(&mut self, deadline: Option<Instant>) -> Result<Vec<Wake>, RunError> {
         let mut events = [EpollEvent::default(); EVENTS];
-        let count = match self.epoll.wait(milliseconds(deadline), &mut events) {
+        let due = self.devices.due();
+        let end = deadline.into_iter().chain(due).min();
+        let count = match self.epoll.wait(milliseconds(end), &mut events) {
             Ok(count) => count,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => return Ok(Vec::new()),
             Err(e) => return Err(RunError::Wait(e)),
         };
-        if count == 0 {
-            return Ok(vec![Wake::Timeout]);
-        }
         let mut wakes = Vec::new();
+        if let Some(now) = due.map(|_| Instant::now()).filter(|now| due <= Some(*now)) {
+            self.devices.serve_due(now)?;
+            wakes.push(Wake::Devices);
+        } else if count == 0 {
+            wakes.push(Wake::Timeout);
+        }
         for event in &events[..count] {
             self.serve(Token::from_u64(event.data()), &mut wakes)?;
         }
@@ -339,6 +327,11 @@ impl Machine {
     /// The byte stream to the agent or the small guest.
     pub fn control(&mut self) -> Option<&mut dyn ControlStream> {
         self.devices.control()
+    }
+
+    /// Limits the rate of each drive from now on.
+    pub fn limit_drives(&mut self, rate: BlockRate) {
+        self.devices.limit_drives(rate);
     }
 
     /// The devices, for counters.
@@ -438,103 +431,6 @@ impl Drop for Frozen<'_> {
             self.machine.state = State::Ended;
         }
     }
-}
-
-/// An origin without the devices' part.
-enum Start<'a> {
-    Cold(Loader<'a>),
-    Saved {
-        tsc_khz: u32,
-        clock_ns: u64,
-        irqchips: Box<[kvm_bindings::kvm_irqchip; 3]>,
-        vcpus: Vec<snapshot_format::sections::VcpuState>,
-    },
-}
-
-/// What a start is applied to.
-struct Target<'a> {
-    system: &'a System,
-    vm: &'a KvmVm,
-    vcpus: &'a [KvmVcpu],
-    memory: &'a GuestMemory,
-    devices: &'a DeviceTable,
-}
-
-impl<'a> Start<'a> {
-    fn new(origin: Origin<'a>) -> (Self, DeviceStates) {
-        match origin {
-            Origin::Cold(load) => (Start::Cold(load), DeviceStates::default()),
-            Origin::Saved(saved) => {
-                let SavedMachine { machine, clock, irqchips, vcpus, devices, frozen_at_unix_ns: _ } = *saved;
-                let irqchips = Box::new(irqchips);
-                (Start::Saved { tsc_khz: machine.tsc_khz, clock_ns: clock.clock, irqchips, vcpus }, devices)
-            }
-        }
-    }
-
-    /// Puts vCPUs and interrupt controllers where they start from; tells what a save will read.
-    fn apply(self, target: &Target<'_>) -> Result<MsrSelection, BuildError> {
-        match self {
-            Start::Cold(load) => cold(load, target),
-            Start::Saved { tsc_khz, clock_ns, irqchips, vcpus } => {
-                // Before the MSRs: the TSC is set in units of it.
-                set_tsc_frequency(target, tsc_khz)?;
-                let mut msrs = None;
-                for (vcpu, state) in target.vcpus.iter().zip(&vcpus) {
-                    msrs = Some(vcpu::restore(target.system, vcpu, state)?);
-                }
-                vcpu::share_tsc_offset(target.vcpus)?;
-                // After the local APICs, to which the I/O APIC may deliver at once.
-                irqchips.iter().try_for_each(|chip| target.vm.set_irqchip(chip))?;
-                // Last: the guest's clock runs on from here, and must do so before the first instruction.
-                target.vm.set_clock(clock_ns)?;
-                msrs.ok_or_else(no_vcpu)
-            }
-        }
-    }
-}
-
-fn cold(load: Loader<'_>, target: &Target<'_>) -> Result<MsrSelection, BuildError> {
-    let entry = load(target.memory, &target.devices.virtio_windows())?;
-    let supported = target.system.supported_cpuid()?;
-    let count = u32::try_from(target.vcpus.len()).unwrap_or(u32::MAX);
-    for (index, vcpu) in (0u32..).zip(target.vcpus) {
-        vcpu.set_cpuid(&vcpu::cpuid_for_vcpu(&supported, index, count))?;
-        vcpu::reset_msrs(vcpu)?;
-    }
-    let first = target.vcpus.first().ok_or_else(no_vcpu)?;
-    vcpu::enter(first, &entry)?;
-    Ok(MsrSelection::choose(&target.system.msr_indices()?, first)?)
-}
-
-fn no_vcpu() -> BuildError {
-    BuildError::Vm(VmError::TooMany { what: "The vCPU list", count: 0 })
-}
-
-/// Without scaling KVM takes a higher frequency all the same: it then moves the guest's TSC forward at every exit, in jumps.
-fn set_tsc_frequency(target: &Target<'_>, guest: u32) -> Result<(), BuildError> {
-    for vcpu in target.vcpus {
-        let host = vcpu.tsc_khz()?;
-        let difference = u64::from(host.abs_diff(guest)) * 1_000_000;
-        if guest == 0 || difference <= u64::from(host) * TSC_TOLERANCE_PPM {
-            continue;
-        }
-        if !target.system.scales_tsc() || vcpu.set_tsc_khz(guest).is_err() {
-            return Err(BuildError::TscFrequency { guest, host });
-        }
-    }
-    Ok(())
-}
-
-/// Interrupts in, notifications out, without an exit to user space.
-fn wire(vm: &KvmVm, devices: &DeviceTable) -> Result<(), VmError> {
-    for line in devices.irq_lines() {
-        vm.register_irqfd(line.event(), line.gsi())?;
-    }
-    for bell in devices.doorbells() {
-        vm.register_doorbell(&bell.event, bell.address, bell.queue)?;
-    }
-    Ok(())
 }
 
 /// Whose descriptor became ready.

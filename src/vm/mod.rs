@@ -1,7 +1,7 @@
 //! The story of a machine: boot or restore, run, freeze, capture.
 //!
-//! One constructor builds it either way ([`Machine::build`]); they differ in where memory and state come from. This room
-//! uses every other but `cli`.
+//! One constructor builds it either way ([`Shell`], then [`Shell::fill`]); they differ in where memory and state come from. This
+//! room uses every other but `cli`.
 
 mod bake;
 mod capture;
@@ -16,6 +16,7 @@ mod points;
 mod prefetch;
 mod record;
 mod saved;
+mod shell;
 mod start;
 #[cfg(test)]
 mod testing;
@@ -36,6 +37,7 @@ pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wa
 pub use opened::{Host, Opened, private_file};
 pub use record::{RecordingError, Sample, record};
 pub use saved::{SavedError, SavedMachine};
+pub use shell::Shell;
 pub use start::{
     BOOT_MAX, ColdStart, Generation, Image, LoadError, RestoreOptions, StartError, boot, boot_again, restore,
 };

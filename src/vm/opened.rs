@@ -2,12 +2,16 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 
 use crate::bundle::Bundle;
 use crate::devices::{DriveBacking, DriveSetup};
 use crate::jail::{List, confine};
 use crate::kvm::System;
+use crate::memory::{self, GuestMemory};
 
+use super::machine::Shape;
+use super::shell::Shell;
 use super::start::StartError;
 
 /// The host's KVM, and how threads that run a guest on it are confined.
@@ -26,6 +30,14 @@ impl Host {
         Ok(Host { system: System::open()?, confinement })
     }
 
+    /// The same with `/dev/kvm` that is open already.
+    ///
+    /// # Errors
+    /// See [`SystemError`](crate::kvm::SystemError).
+    pub fn of_device(kvm: OwnedFd, confinement: Option<List>) -> Result<Self, StartError> {
+        Ok(Host { system: System::from_fd(kvm)?, confinement })
+    }
+
     /// What a vCPU's thread does first.
     pub(super) fn confine_vcpu(&self) -> impl FnOnce() -> Result<(), String> + Send + 'static {
         let list = self.confinement;
@@ -37,10 +49,45 @@ fn sentence(error: &dyn std::error::Error) -> String {
     error.source().map_or_else(|| error.to_string(), |source| format!("{error}: {source}"))
 }
 
+/// What a machine is built on.
+#[derive(Debug)]
+pub(super) enum Ground {
+    /// Nothing yet.
+    Host(Host),
+    /// A shell that waited.
+    Shell(Box<Shell>),
+}
+
+impl Ground {
+    /// The host, for what a shell does not do.
+    pub(super) fn host(self) -> Result<Host, StartError> {
+        match self {
+            Ground::Host(host) => Ok(host),
+            Ground::Shell(_) => Err(StartError::ShellBoot),
+        }
+    }
+
+    pub(super) fn is_shell(&self) -> bool {
+        matches!(self, Ground::Shell(_))
+    }
+
+    /// A view of a bundle's `memory` file: a new one, or one in the place of what the shell has.
+    pub(super) fn copy_on_write(&self, file: &File, shape: Shape) -> Result<GuestMemory, StartError> {
+        match self {
+            Ground::Host(_) => Ok(memory::copy_on_write(file, shape.memory_bytes)?),
+            Ground::Shell(shell) if shell.shape() == shape => {
+                memory::copy_on_write_over(shell.memory(), file)?;
+                Ok(shell.memory().clone())
+            }
+            Ground::Shell(_) => Err(StartError::ShellShape),
+        }
+    }
+}
+
 /// Everything a clone needs beside the files of its bundle, which are open.
 #[derive(Debug)]
 pub struct Opened {
-    pub(super) host: Host,
+    pub(super) ground: Ground,
     pub(super) drives: Vec<DriveSetup>,
     /// /proc/self/pagemap, which tells of huge pages.
     pub(super) pagemap: Option<File>,
@@ -64,8 +111,12 @@ impl Opened {
             Ok(DriveSetup { id: drive.id.clone(), backing })
         });
         let drives = drives.collect::<Result<_, StartError>>()?;
-        let pagemap = File::open("/proc/self/pagemap").ok();
-        Ok(Opened { host: Host::open(confinement)?, drives, pagemap })
+        Ok(Opened { ground: Ground::Host(Host::open(confinement)?), drives, pagemap: pagemap() })
+    }
+
+    /// A shell, and what somebody else has opened for it.
+    pub fn in_shell(shell: Shell, drives: Vec<DriveSetup>) -> Self {
+        Opened { ground: Ground::Shell(Box::new(shell)), drives, pagemap: pagemap() }
     }
 }
 
@@ -77,4 +128,9 @@ pub fn private_file() -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+/// /proc/self/pagemap. Where it cannot be opened no huge pages are looked for.
+fn pagemap() -> Option<File> {
+    File::open("/proc/self/pagemap").ok()
 }

@@ -18,7 +18,7 @@ use crate::memory::{
 
 use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
-use super::opened::{Host, Opened};
+use super::opened::{Ground, Host, Opened};
 use super::prefetch::Ahead;
 use super::saved::{SavedError, SavedMachine};
 use super::timeline::Timeline;
@@ -70,6 +70,15 @@ pub enum StartError {
     /// The bundle's kernel cannot be booted.
     #[error("The bundle's kernel cannot be booted")]
     Load(#[from] LoadError),
+    /// A shell was made for another machine.
+    #[error("The shell that waited is of another shape than the bundle's machine")]
+    ShellShape,
+    /// A shell's memory comes from a mapped file.
+    #[error("A shell of a pool takes its memory by mmap, not by uffd")]
+    ShellPaging,
+    /// A shell can only be restored into.
+    #[error("A shell of a pool cannot be booted")]
+    ShellBoot,
     /// No room for what a clone writes to a drive.
     #[error("Cannot make the private copy of drive {id}")]
     Delta {
@@ -133,17 +142,23 @@ pub fn restore(
     let saved = saved(bundle, shape)?;
     timeline.mark("read state");
     let count_faults = options.count_faults;
-    let ahead = Ahead::new(bundle, options.prefetch, options.verify, opened.pagemap);
-    let (memory, source) = clone_memory(bundle, shape.memory_bytes, options)?;
+    let Opened { ground, drives, pagemap } = opened;
+    let ahead = Ahead::new(bundle, options.prefetch, options.verify, pagemap);
+    let (memory, source) = clone_memory(bundle, shape, &ground, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
-    let devices = setup(generation, opened.drives, console);
+    let devices = setup(generation, drives, console);
     timeline.mark("map memory");
     let ahead = ahead.bring_in(bundle, &memory, &source)?;
     timeline.mark("prefetch");
     let origin = Origin::Saved(Box::new(saved));
-    let plan = Plan { host: opened.host, shape, memory, devices, origin, ahead, count_faults, timeline };
     let pager = source.pager();
-    Ok(Machine::build(plan)?.served_by(pager))
+    let machine = match ground {
+        Ground::Host(host) => {
+            Machine::build(Plan { host, shape, memory, devices, origin, ahead, count_faults, timeline })
+        }
+        Ground::Shell(shell) => shell.fill(devices, origin, ahead, timeline),
+    };
+    Ok(machine?.served_by(pager))
 }
 
 /// How the memory of a clone that is watched comes into being.
@@ -176,7 +191,8 @@ pub(super) fn restore_watched(
         }
     };
     let generation = (!is_port(bundle)).then_some(generation);
-    let Opened { host, drives, pagemap: _ } = Opened::new(bundle, None)?;
+    let Opened { ground, drives, pagemap: _ } = Opened::new(bundle, None)?;
+    let host = ground.host()?;
     let devices = setup(generation, drives, Box::new(io::sink()));
     let (watched, ahead) = (memory.clone(), Ahead::default());
     let plan = Plan { host, shape, memory, devices, origin, ahead, count_faults: false, timeline };
@@ -215,24 +231,26 @@ impl Source<'_> {
 }
 
 /// The clone's memory, and what its pages come from.
-fn clone_memory(
-    bundle: &Bundle,
-    bytes: u64,
+fn clone_memory<'a>(
+    bundle: &'a Bundle,
+    shape: Shape,
+    ground: &Ground,
     options: RestoreOptions,
-) -> Result<(GuestMemory, Source<'_>), StartError> {
+) -> Result<(GuestMemory, Source<'a>), StartError> {
     match options.paging.backend(options.verify) {
         Backend::Mmap => {
             let file = bundle.memory()?;
-            let memory = memory::copy_on_write(file, bytes)?;
+            let memory = ground.copy_on_write(file, shape)?;
             if let Some(words) = options.memory_cut_short {
                 jail::watch_mapped_files(memory::addresses(&memory), words).map_err(StartError::Watch)?;
             }
             Ok((memory, Source::File(file)))
         }
+        Backend::Uffd if ground.is_shell() => Err(StartError::ShellPaging),
         Backend::Uffd => {
             let chunks = bundle.chunks(options.verify.checks_chunks())?;
             let (memory, pager) =
-                memory::paged(Box::new(chunks), bytes, options.door, options.on_pager_failure)?;
+                memory::paged(Box::new(chunks), shape.memory_bytes, options.door, options.on_pager_failure)?;
             Ok((memory, Source::Pager(pager)))
         }
     }
@@ -271,9 +289,9 @@ pub fn boot_again(
         let kernel = Kernel::from_bytes(bundle.kernel()?).map_err(LoadError::from)?;
         Image::Linux { kernel, initramfs: bundle.initramfs()? }
     };
-    let Opened { host, drives, pagemap: _ } = opened;
+    let Opened { ground, drives, pagemap: _ } = opened;
     let start = ColdStart {
-        host,
+        host: ground.host()?,
         shape: Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus },
         image: &image,
         command_line: machine.kernel_cmdline.clone(),

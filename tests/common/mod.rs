@@ -7,6 +7,7 @@
     reason = "clippy takes helpers of tests for the product"
 )]
 
+pub mod attacker;
 pub mod bundles;
 pub mod processes;
 
@@ -155,7 +156,10 @@ pub struct Ended {
 impl fmt::Debug for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let output = String::from_utf8_lossy(&self.output[..self.output.len().min(2000)]);
-        write!(f, "{}\n--- output\n{output}\n--- errors\n{}", self.status, self.errors)
+        // Of a flood the end, where the sentence is.
+        let errors =
+            &self.errors[self.errors.floor_char_boundary(self.errors.len().saturating_sub(20_000))..];
+        write!(f, "{}\n--- output\n{output}\n--- errors\n{errors}", self.status)
     }
 }
 

@@ -158,6 +158,18 @@ pub enum Interface {
     Port,
 }
 
+impl Interface {
+    /// As in a manifest.
+    pub fn name(self) -> &'static str {
+        match self {
+            Interface::Exec => "exec",
+            Interface::Http => "http",
+            Interface::Lambda => "lambda",
+            Interface::Port => "port",
+        }
+    }
+}
+
 /// What the function is and how the agent starts it. It travels to the agent as JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

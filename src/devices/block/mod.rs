@@ -1,12 +1,14 @@
 //! The block device (virtio 1.2, 5.2): a drive of the guest on a file of the host.
 
 mod backing;
+mod bucket;
 mod overlay;
 #[cfg(test)]
 mod tests;
 
 use std::fs::File;
 use std::io;
+use std::time::Instant;
 
 use snapshot_format::sections::{BlockState, VirtioState};
 use virtio_bindings::{virtio_blk, virtio_ids};
@@ -18,6 +20,8 @@ use super::error::{DeviceError, StateFault};
 use super::virtio::{Chain, ChainReader, ChainWriter, DriverFault, QueueSpec, VirtioDevice, Virtqueue, Work};
 
 use backing::Backing;
+pub use bucket::BlockRate;
+use bucket::Bucket;
 
 /// Bytes of a sector, whatever the file system's block size (5.2.4).
 const SECTOR: u64 = 512;
@@ -74,6 +78,10 @@ pub(super) struct Block {
     sectors: u64,
     config: [u8; CONFIG_LEN],
     requests: u64,
+    /// How fast it may be, where that is limited.
+    bucket: Option<Bucket>,
+    /// When requests that the bucket holds back are served.
+    due: Option<Instant>,
     /// Between file and guest; made by the first request.
     buffer: Vec<u8>,
 }
@@ -87,6 +95,17 @@ impl Block {
     /// Requests served since construction.
     pub(super) fn requests(&self) -> u64 {
         self.requests
+    }
+
+    /// Limits the rate from now on.
+    pub(super) fn limit(&mut self, rate: BlockRate) {
+        self.bucket = Some(Bucket::new(rate, Instant::now()));
+    }
+
+    /// Whether the bucket holds requests back now.
+    fn is_held_back(&mut self) -> bool {
+        self.due = self.bucket.as_mut().and_then(|bucket| bucket.wait(Instant::now()));
+        self.due.is_some()
     }
 
     /// Writes the content of a writable drive to `to`, an empty file.
@@ -225,13 +244,22 @@ impl VirtioDevice for Block {
         }
         let DriveSetup { id, backing } = setup;
         let backing = Backing::new(&id, backing, len)?;
-        let block = Block { id, backing, sectors, config: config(sectors), requests: 0, buffer: Vec::new() };
+        let block = Block {
+            id,
+            backing,
+            sectors,
+            config: config(sectors),
+            requests: 0,
+            bucket: None,
+            due: None,
+            buffer: Vec::new(),
+        };
         Ok((block, transport))
     }
 
     fn save(&self, transport: VirtioState) -> Result<BlockState, DeviceError> {
-        // The backing is bound by the id at restore; its content is in the bundle's drive file.
-        let Block { id: _, backing, sectors, config: _, requests: _, buffer: _ } = self;
+        // The backing is bound by the id at restore; its content is in the bundle's drive file. A limit belongs to one run.
+        let Block { id: _, backing, sectors, config: _, requests: _, bucket: _, due: _, buffer: _ } = self;
         Ok(BlockState { transport, sectors: *sectors, read_only: backing.is_read_only() })
     }
 
@@ -252,15 +280,29 @@ impl VirtioDevice for Block {
             if bytes > TURN_BYTES {
                 break;
             }
+            // What is held back stays in the driver's ring, also over a freeze.
+            if self.bucket.is_some() && self.is_held_back() {
+                return Ok(Work::Done);
+            }
             let Some(chain) = queue.pop_or_listen(memory)? else { return Ok(Work::Done) };
-            bytes += chain.readable_len() + chain.writable_len();
+            let len = chain.readable_len() + chain.writable_len();
+            bytes += len;
+            if let Some(bucket) = &mut self.bucket {
+                bucket.take(len);
+            }
             let written = self.serve_one(&chain, memory)?;
             queue.complete(memory, chain, written)?;
         }
         Ok(Work::More)
     }
 
-    fn reset(&mut self) {}
+    fn due(&self) -> Option<Instant> {
+        self.due
+    }
+
+    fn reset(&mut self) {
+        self.due = None;
+    }
 }
 
 fn config(sectors: u64) -> [u8; CONFIG_LEN] {

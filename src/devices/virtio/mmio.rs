@@ -5,6 +5,7 @@
 //! would only run into the lock.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use snapshot_format::sections::VirtioState;
 use virtio_bindings::{virtio_config, virtio_mmio, virtio_ring};
@@ -234,6 +235,11 @@ impl<D: VirtioDevice> VirtioMmio<D> {
     /// Whether the caller is to raise the interrupt now.
     pub(in crate::devices) fn take_due(&mut self) -> bool {
         std::mem::take(&mut self.due)
+    }
+
+    /// When the device is to serve its queues though nobody notifies it.
+    pub(in crate::devices) fn due(&self) -> Option<Instant> {
+        self.device.due().filter(|_| self.status.live())
     }
 
     /// Whether the driver has an interrupt to acknowledge.

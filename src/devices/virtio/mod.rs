@@ -13,6 +13,7 @@ pub(crate) mod testing;
 mod tests;
 
 use std::fmt;
+use std::time::Instant;
 
 use snapshot_format::sections::VirtioState;
 use snapshot_format::state::Section;
@@ -78,6 +79,10 @@ pub(super) trait VirtioDevice: fmt::Debug + Send + Sized + 'static {
     fn config(&self) -> &[u8];
     /// Serves every queue once, within bounds.
     fn serve(&mut self, queues: &mut [Virtqueue], memory: &GuestMemory) -> Result<Work, DriverFault>;
+    /// When the device is to serve its queues though nobody notifies it.
+    fn due(&self) -> Option<Instant> {
+        None
+    }
     /// Forgets what belongs to the driver, which starts anew.
     fn reset(&mut self);
 }

@@ -12,7 +12,7 @@ use std::process::{self, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Every guest, by the name of its file in `guests/`.
-pub const GUESTS: [&str; 14] = [
+pub const GUESTS: [&str; 16] = [
     "echo",
     "counter",
     "memory",
@@ -27,6 +27,8 @@ pub const GUESTS: [&str; 14] = [
     "halt",
     "triple-fault",
     "faulty",
+    "chaos",
+    "attacker",
 ];
 
 /// What makes a program freestanding, fixed in place, and the same on every build. Vector code stays at the baseline of
@@ -123,6 +125,7 @@ fn compile(guest: &'static str, to: &Path) -> Result<(), BuildError> {
         .current_dir(sources())
         .args(FLAGS)
         .args(["-Ilib", "-Wl,-T,lib/small-guest.ld"])
+        .args(more_flags(guest))
         .args(files(guest))
         .arg("-o")
         .arg(std::path::absolute(to).unwrap_or_else(|_| to.to_owned()))
@@ -139,9 +142,21 @@ fn sources() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/guests"))
 }
 
+/// A guest that is entered as Linux is finds no vector registers switched on.
+fn more_flags(guest: &str) -> &'static [&'static str] {
+    if is_kernel(guest) { &["-mgeneral-regs-only"] } else { &[] }
+}
+
+/// Whether a guest is loaded and entered like a Linux kernel, for `ember bake` without `--interface port`.
+fn is_kernel(guest: &str) -> bool {
+    guest == "attacker"
+}
+
 fn files(guest: &str) -> Vec<String> {
-    let mut files = vec![format!("{guest}.c"), "lib/guest.c".to_owned(), "lib/start.S".to_owned()];
+    let start = if is_kernel(guest) { "lib/kernel-start.S" } else { "lib/start.S" };
+    let mut files = vec![format!("{guest}.c"), "lib/guest.c".to_owned(), start.to_owned()];
     let more: &[&str] = match guest {
+        "chaos" | "attacker" => &["lib/chaos.c"],
         "xsave" => &["hold.S"],
         "points" => &["lib/interrupts.c", "lib/interrupt-stubs.S"],
         _ => &[],

@@ -1,47 +1,82 @@
-//! `cargo xtask fuzz`: one decoder for a while, with cargo-fuzz.
+//! `cargo xtask fuzz`: decoders for a while, with libFuzzer and AddressSanitizer.
+//!
+//! cargo-fuzz and a nightly toolchain would be two more things to install, of which one changes every night. All that they add are
+//! the compiler's flags below, which the toolchain of the workspace takes when it is told that this is meant.
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::process::{self, command};
-use crate::workspace::Workspace;
+use crate::process;
+use crate::progress::step;
+use crate::workspace::{Workspace, make_dir};
+
+/// AddressSanitizer needs an explicit target, lest build scripts get it too.
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+
+/// What libFuzzer needs of the compiler: counters at every edge, tables of their places, and what comparisons compare.
+const FLAGS: [&str; 8] = [
+    "--cfg=fuzzing",
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Zsanitizer=address",
+    "-Cdebug-assertions",
+];
 
 /// What to fuzz.
 #[derive(Debug, Args)]
 pub struct FuzzArguments {
-    /// A file of fuzz/fuzz_targets, without `.rs`.
-    target: String,
-    /// For how long.
+    /// Files of fuzz/fuzz_targets, without `.rs`; all of them when none is named.
+    targets: Vec<String>,
+    /// For how long each.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
 }
 
-/// Runs it; a finding is an error.
+/// Runs them; a finding is an error.
 pub fn run(workspace: &Workspace, arguments: &FuzzArguments) -> Result<ExitCode> {
     let known = targets(workspace)?;
-    if !known.contains(&arguments.target) {
-        bail!("There is no fuzz target {}, only: {}", arguments.target, known.join(", "));
+    if let Some(unknown) = arguments.targets.iter().find(|name| !known.contains(name)) {
+        bail!("There is no fuzz target {unknown}, only: {}", known.join(", "));
     }
-    let cargo = || {
-        // rustup chooses the toolchain; the one xtask runs under must not win.
-        let mut cargo = command("rustup");
-        cargo
-            .current_dir(workspace.root())
-            .env_remove("RUSTUP_TOOLCHAIN")
-            .args(["run", "nightly", "cargo", "fuzz"]);
-        cargo
-    };
-    if !process::succeeds(cargo().arg("--version")) {
-        bail!(
-            "Fuzzing needs a nightly toolchain and cargo-fuzz: \
-             rustup toolchain install nightly && cargo install cargo-fuzz"
-        );
-    }
-    let limit = format!("-max_total_time={}", arguments.seconds);
-    process::run(cargo().args(["run", &arguments.target, "--", &limit]))?;
+    step("Building the fuzz targets", || process::run(&mut build(workspace)))?;
+    let wanted = if arguments.targets.is_empty() { &known } else { &arguments.targets };
+    wanted.iter().try_for_each(|target| fuzz(workspace, target, arguments.seconds))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn build(workspace: &Workspace) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo
+        .current_dir(workspace.path("fuzz"))
+        .env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"))
+        // Some of the flags are unstable. Nothing that is shipped is built with them.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .args(["build", "--quiet", "--release", "--locked", "--target", TARGET, "--target-dir"])
+        .arg(workspace.target("fuzz"));
+    cargo
+}
+
+/// Starts from the corpus in the repository; what is found beside it stays under the target directory.
+fn fuzz(workspace: &Workspace, target: &str, seconds: u64) -> Result<()> {
+    let (grown, findings) =
+        (workspace.target("fuzz/corpus").join(target), workspace.target("fuzz/findings").join(target));
+    make_dir(&grown)?;
+    make_dir(&findings)?;
+    let mut program = Command::new(workspace.target("fuzz").join(TARGET).join("release").join(target));
+    program
+        .arg(format!("-max_total_time={seconds}"))
+        // An input may not take longer than this, and all of it no more memory.
+        .args(["-timeout=10", "-rss_limit_mb=1024", "-print_final_stats=1"])
+        .arg(format!("-artifact_prefix={}/", findings.display()))
+        .arg(grown)
+        .args(Some(workspace.path("fuzz/corpus").join(target)).filter(|corpus| corpus.is_dir()));
+    step(&format!("Fuzzing {target} for {seconds} s"), || process::quiet(&mut program))
+        .with_context(|| format!("{target}: what was found lies under {}", findings.display()))
 }
 
 fn targets(workspace: &Workspace) -> Result<Vec<String>> {

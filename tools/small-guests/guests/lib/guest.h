@@ -18,9 +18,10 @@ enum {
     COMMAND_DONE_0 = 2,   /* the same as 0x100 */
 };
 
-/* Every guest's own entry. `ram_bytes` is the machine's RAM, which begins at address 0. */
+void *memcpy(void *to, const void *from, size_t count);
 void *memset(void *to, int value, size_t count);
 
+/* Every guest's own entry. `ram_bytes` is the machine's RAM, which begins at address 0. */
 _Noreturn void guest(const char *command_line, uint64_t ram_bytes);
 
 static inline uint8_t in8(uint16_t port)

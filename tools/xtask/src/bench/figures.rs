@@ -34,26 +34,48 @@ pub fn echo(dir: &Path) -> Result<Measured> {
     Ok(figures)
 }
 
-/// The Python function, in the emulated host.
+/// The Python function, in the emulated host: the first answer of a clone.
 pub fn python(dir: &Path) -> Result<Measured> {
     let mut figures = Measured::default();
     let plain = Series::read(dir, "python.jsonl", "restore")?;
-    let restored = Series::read(dir, "python-long.jsonl", "restored")?;
-    let cold = Series::read(dir, "python-long.jsonl", "cold")?;
-    let (warm_answer, cold_answer) = (plain.of(|s| s.first_byte_us), cold.of(|s| s.first_byte_us));
-    figures.time("main.restore_to_answer_us", &warm_answer, "`ember run`, Python lambda function");
-    figures.time("main.cold_to_answer_us", &cold_answer, "`ember run --cold`, Python lambda function");
-    let ratio = cold_answer.median / warm_answer.median;
-    figures.add("main.cold_over_restore", ratio, "", "the two medians, Python lambda function");
+    let timed = Series::read(dir, "python.jsonl", "timed")?;
+    figures.time(
+        "main.restore_to_answer_us",
+        &plain.of(|s| s.first_byte_us),
+        "`ember run`, Python lambda function",
+    );
+    figures.phases("Python restored", timed.phases());
+    Ok(figures)
+}
+
+/// The Python function, in the emulated host: the first answer of a guest that is booted.
+pub fn python_cold(dir: &Path) -> Result<Measured> {
+    let mut figures = Measured::default();
+    let cold = Series::read(dir, "python-cold.jsonl", "cold")?;
+    let answer = cold.of(|s| s.first_byte_us);
+    figures.time("main.cold_to_answer_us", &answer, "`ember run --cold`, Python lambda function");
+    figures.phases("Python cold", cold.phases());
+    Ok(figures)
+}
+
+/// The time that the Python function spends on its own import.
+pub fn python_import(dir: &Path) -> Result<Measured> {
+    let mut figures = Measured::default();
     let import = Series::read(dir, "python-import.jsonl", "import")?;
     let import = Distribution::new(import.answers().map(import_us).collect::<Result<Vec<_>>>()?);
     figures.time("main.python_import_us", &import, "told by a fresh interpreter in a cold guest");
+    Ok(figures)
+}
+
+/// The Python function: a hundred events of one clone, and of a guest that was booted.
+pub fn python_long(dir: &Path) -> Result<Measured> {
+    let mut figures = Measured::default();
+    let restored = Series::read(dir, "python-long.jsonl", "restored")?;
+    let cold = Series::read(dir, "python-long.jsonl", "cold")?;
     let (later, later_cold) = (later_events(&restored)?, later_events(&cold)?);
     let method =
         format!("second to hundredth answer, {:.0} us over {:.0} us", later.median, later_cold.median);
     figures.add("main.restored_over_cold", later.median / later_cold.median, "", &method);
-    figures.phases("Python restored", restored.phases());
-    figures.phases("Python cold", cold.phases());
     Ok(figures)
 }
 
@@ -113,7 +135,8 @@ mod tests {
             ("echo.jsonl", sample("restore", 100.0, &[]) + &sample("timed", 100.0, &[])),
             ("echo-cold.jsonl", sample("cold", 1000.0, &[])),
             ("floor.jsonl", sample("floor", 3.0, &[])),
-            ("python.jsonl", sample("restore", 200.0, &[])),
+            ("python.jsonl", sample("restore", 200.0, &[]) + &sample("timed", 200.0, &[])),
+            ("python-cold.jsonl", sample("cold", 4000.0, &[])),
             ("python-import.jsonl", sample("import", 9000.0, &[])),
             (
                 "python-long.jsonl",
@@ -123,8 +146,9 @@ mod tests {
         for (name, text) in files {
             write(&dir.path().join(name), text).unwrap();
         }
-        let (echo, python) = (echo(dir.path()).unwrap(), python(dir.path()).unwrap());
-        let found = |name: &str| echo.value(name).or(python.value(name)).unwrap();
+        let measured = [echo, python, python_cold, python_long, python_import]
+            .map(|figures| figures(dir.path()).unwrap());
+        let found = |name: &str| measured.iter().find_map(|figures| figures.value(name)).unwrap();
         let expected = [
             ("main.echo_restore_to_answer_us", 100.0),
             ("main.echo_cold_to_answer_us", 1000.0),

@@ -40,7 +40,9 @@ pub struct Part {
     pub argument: &'static str,
     pub place: Place,
     pub memory_mib: u32,
-    /// Seconds of wall clock.
+    /// Boots of the emulated host, each of which takes its share of the samples.
+    pub runs: u32,
+    /// Seconds of wall clock, of each run.
     pub limit: u64,
     /// Makes figures of the directory that the script has filled.
     pub figures: fn(&Path) -> Result<Measured>,
@@ -54,12 +56,16 @@ pub const GROUPS: [Group; 3] = [
         parts: &[
             in_rig("echo", "main.sh", figures::echo),
             in_rig("python", "main.sh", figures::python),
+            Part { runs: 5, ..in_rig("python-cold", "main.sh", figures::python_cold) },
+            Part { runs: 5, ..in_rig("python-long", "main.sh", figures::python_long) },
+            Part { runs: 5, ..in_rig("python-import", "main.sh", figures::python_import) },
             Part {
                 name: "native",
                 script: "native.sh",
                 argument: "",
                 place: Place::Native,
                 memory_mib: 0,
+                runs: 1,
                 limit: 600,
                 figures: figures::native,
             },
@@ -83,5 +89,5 @@ pub const GROUPS: [Group; 3] = [
 
 const fn in_rig(name: &'static str, script: &'static str, figures: fn(&Path) -> Result<Measured>) -> Part {
     let (place, memory_mib) = (Place::ExactRig, DEFAULT_MEMORY_MIB);
-    Part { name, script, argument: name, place, memory_mib, limit: 2400, figures }
+    Part { name, script, argument: name, place, memory_mib, runs: 1, limit: 900, figures }
 }

@@ -15,6 +15,9 @@ mod samples;
 mod targets;
 mod tools;
 
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -29,10 +32,15 @@ use crate::process;
 use crate::progress::{say, step};
 use crate::rig::{Contents, Job, RigHost, pass_on};
 use crate::setup;
-use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
+use crate::workspace::{Workspace, make_dir, make_empty_dir, read, write};
 use groups::{GROUPS, Group, Part, Place};
 use peer::Peer;
 use report::{Origin, Report};
+
+/// How often a job in the emulated host with its exact clock is tried.
+const TRIES: u32 = 4;
+/// Longest time in which such a job says nothing: a bake takes half a minute on a quiet machine.
+const SILENCE: Duration = Duration::from_secs(240);
 
 /// What to measure.
 #[derive(Debug, Args)]
@@ -46,20 +54,19 @@ pub struct BenchArguments {
     /// Measure nothing, draw target/bench/report.html of what is there.
     #[arg(long, conflicts_with_all = ["groups", "check", "peer"])]
     draw: bool,
-    /// Only these groups.
+    /// Only these groups, or parts of groups.
     #[arg(value_name = "GROUP")]
     groups: Vec<String>,
 }
 
 /// Measures, merges, prints, and checks if asked.
 pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode> {
-    let groups = chosen(&arguments.groups)?;
+    let (parts, with_faults) = chosen(&arguments.groups)?;
     let path = workspace.target("bench/report.json");
     let mut report = Report::load(&path)?;
     if arguments.draw {
         return draw::draw(workspace, &report).map(|()| ExitCode::SUCCESS);
     }
-    let with_faults = groups.iter().any(|group| group.faults);
     let product = if with_faults { build::product_with_faults } else { build::product };
     let contents = Contents {
         guest: setup::prepare(workspace)?,
@@ -68,7 +75,7 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
         tests: Vec::new(),
     };
     let bench = Bench { workspace, tools: tools::build(workspace)?, contents, peer: arguments.peer.as_ref() };
-    for part in groups.iter().flat_map(|group| group.parts) {
+    for part in parts {
         bench.part(part, &mut report)?;
         report.save(&path)?;
     }
@@ -79,15 +86,18 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
     Ok(if arguments.check && !missed.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn chosen(names: &[String]) -> Result<Vec<&'static Group>> {
-    if let Some(unknown) = names.iter().find(|name| GROUPS.iter().all(|group| group.name != **name)) {
+/// The parts that are named, on their own or by their group; whether one of them needs a program that takes faults.
+fn chosen(names: &[String]) -> Result<(Vec<&'static Part>, bool)> {
+    let named = |group: &Group, part: &Part| names.iter().any(|name| name == group.name || name == part.name);
+    let all = || GROUPS.iter().flat_map(|group| group.parts.iter().map(move |part| (group, part)));
+    let unknown = |name: &&String| all().all(|(group, part)| group.name != **name && part.name != **name);
+    if let Some(unknown) = names.iter().find(unknown) {
         let known: Vec<&str> = GROUPS.iter().map(|group| group.name).collect();
         bail!("There is no bench group {unknown}, only: {}", known.join(", "));
     }
-    Ok(GROUPS
-        .iter()
-        .filter(|group| names.is_empty() || names.iter().any(|name| name == group.name))
-        .collect())
+    let chosen: Vec<_> = all().filter(|(group, part)| names.is_empty() || named(group, part)).collect();
+    let faults = chosen.iter().any(|(group, _)| group.faults);
+    Ok((chosen.into_iter().map(|(_, part)| part).collect(), faults))
 }
 
 /// What all parts share.
@@ -138,16 +148,27 @@ impl Bench<'_> {
     fn measure(&self, part: &Part) -> Result<PathBuf> {
         let out = self.workspace.target("bench").join(part.name);
         make_empty_dir(&out)?;
-        match part.place {
-            Place::ExactRig | Place::ExactRigWithPeer | Place::Rig => self.in_rig(part, &out)?,
-            Place::Native => self.natively(part, &out)?,
+        for number in 0..part.runs {
+            let run = if part.runs == 1 { out.clone() } else { out.join(format!("run-{number}")) };
+            make_dir(&run)?;
+            match part.place {
+                Place::ExactRig | Place::ExactRigWithPeer | Place::Rig => self.in_rig(part, &run)?,
+                Place::Native => self.natively(part, &run)?,
+            }
+            if part.runs > 1 {
+                append_samples(&run, &out)?;
+            }
         }
         Ok(out)
     }
 
     fn in_rig(&self, part: &Part, out: &Path) -> Result<()> {
         let mut inputs = self.tools.clone();
-        let mut environment = vec![("OUT", "/out".to_owned()), ("BENCH_TOOLS", "/in".to_owned())];
+        let mut environment = vec![
+            ("OUT", "/out".to_owned()),
+            ("BENCH_TOOLS", "/in".to_owned()),
+            ("RUNS", part.runs.to_string()),
+        ];
         if let Some(peer) = self.peer.filter(|_| part.place == Place::ExactRigWithPeer) {
             inputs.push(peer.program.clone());
             environment.push(("PEER", peer.in_job()?));
@@ -161,11 +182,26 @@ impl Bench<'_> {
             icount: part.place != Place::Rig,
             memory_mib: part.memory_mib,
             limit: Duration::from_secs(part.limit),
+            silence: (part.place != Place::Rig).then_some(SILENCE),
             ..Job::default()
         };
-        let code = RigHost::prepare(self.workspace, &self.contents)?.run(&job, &mut pass_on)?;
+        let host = RigHost::prepare(self.workspace, &self.contents)?;
+        let code = self.patiently(&host, &job)?;
         ensure!(code == 0, "benches/{} ended with {code} in the emulated host", part.script);
         Ok(())
+    }
+
+    /// Runs a job. With its exact clock the emulated host stands still now and then while a guest boots (docs/rig.md): a fault of
+    /// the emulator, which nothing that got to its end can have met, so it is tried again.
+    fn patiently(&self, host: &RigHost, job: &Job) -> Result<i32> {
+        let mut left = if job.icount { TRIES - 1 } else { 0 };
+        loop {
+            match host.run(job, &mut pass_on) {
+                Err(error) if left > 0 => say(&format!("{error:#}\n{} once more", job.name)),
+                ended => return ended,
+            }
+            left -= 1;
+        }
     }
 
     fn natively(&self, part: &Part, out: &Path) -> Result<()> {
@@ -191,4 +227,18 @@ impl Bench<'_> {
         process::quiet(process::command("cp").arg("-rT").arg(out).arg(&kept))
             .with_context(|| format!("Cannot keep the raw samples in {}", kept.display()))
     }
+}
+
+/// Adds the samples of one run to those of the whole part.
+fn append_samples(run: &Path, whole: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(run).with_context(|| format!("Cannot read {}", run.display()))? {
+        let path = entry?.path();
+        if let (Some("jsonl"), Some(name)) = (path.extension().and_then(OsStr::to_str), path.file_name()) {
+            let samples = read(&path)?;
+            let file = File::options().create(true).append(true).open(whole.join(name));
+            file.and_then(|mut file| file.write_all(samples.as_bytes()))
+                .with_context(|| format!("Cannot keep the samples of {}", path.display()))?;
+        }
+    }
+    Ok(())
 }

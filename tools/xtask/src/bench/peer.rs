@@ -25,7 +25,7 @@ pub const PYTHON: Part = part("peer-python", "python", python);
 
 const fn part(name: &'static str, argument: &'static str, figures: fn(&Path) -> Result<Measured>) -> Part {
     let (place, memory_mib) = (Place::ExactRigWithPeer, DEFAULT_MEMORY_MIB);
-    Part { name, script: "peer.sh", argument, place, memory_mib, limit: 2400, figures }
+    Part { name, script: "peer.sh", argument, place, memory_mib, runs: 1, limit: 2400, figures }
 }
 
 /// A program that the user has.

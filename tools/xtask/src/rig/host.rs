@@ -72,6 +72,8 @@ pub struct Job {
     pub scratch_gib: Option<u64>,
     pub cache: Option<Cache>,
     pub limit: Duration,
+    /// Longest time in which it prints nothing, wall clock.
+    pub silence: Option<Duration>,
 }
 
 impl Default for Job {
@@ -89,6 +91,7 @@ impl Default for Job {
             scratch_gib: None,
             cache: None,
             limit: Duration::from_secs(600),
+            silence: None,
         }
     }
 }
@@ -171,6 +174,7 @@ impl RigHost {
             cpu: job.cpu.clone(),
             icount: job.icount,
             limit: job.limit + START_AND_STOP,
+            silence: job.silence,
             dir: dir.to_owned(),
         })
     }
@@ -212,6 +216,9 @@ fn verdict(remains: &Remains, out_of_time: bool) -> Result<i32, String> {
     }
     if remains.report.lines().any(|line| line == "late") {
         return Err("The command was not done within its time and was killed".to_owned());
+    }
+    if remains.silent {
+        return Err("The emulated host stood still and was killed".to_owned());
     }
     let code = remains.report.lines().find_map(|line| line.strip_prefix("exit ")?.trim().parse().ok());
     match code {
@@ -265,6 +272,7 @@ mod tests {
     fn remains(console: &str, report: &str) -> Remains {
         Remains {
             status: ExitStatus::from_raw(0),
+            silent: false,
             console: console.to_owned(),
             report: report.to_owned(),
             messages: String::new(),

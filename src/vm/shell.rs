@@ -1,0 +1,222 @@
+//! How a machine is built, in two halves: a shell, which needs to know no more than how much memory and how many vCPUs there
+//! will be, and what fills it.
+//!
+//! This is the one order of construction. Boot and restore do both halves at once; a shell of a pool waits between them.
+
+use crate::bus::RequestLine;
+use crate::devices::{DeviceSetup, DeviceStates, DeviceTable};
+use crate::kvm::{FaultCount, KvmVcpu, KvmVm, System, VmError, install_kick_handler};
+use crate::memory::{GuestMemory, layout};
+use crate::vcpu::{self, Buses, MsrSelection, VcpuThread};
+
+use super::machine::{BuildError, Loader, Machine, Origin, Shape};
+use super::opened::Host;
+use super::prefetch::{Ahead, Done};
+use super::saved::SavedMachine;
+use super::timeline::Timeline;
+
+/// Frequencies closer than this are the same: 250 ppm, as NTP may correct them.
+const TSC_TOLERANCE_PPM: u64 = 250;
+
+/// A VM with memory slots, interrupt controllers and vCPUs whose threads wait. It has no devices, and no content that counts.
+#[derive(Debug)]
+pub struct Shell {
+    system: System,
+    shape: Shape,
+    vm: KvmVm,
+    memory: GuestMemory,
+    requests: RequestLine,
+    vcpus: Vec<KvmVcpu>,
+    threads: Vec<VcpuThread>,
+    faults: Vec<FaultCount>,
+}
+
+/// What a filled shell hands to the machine it becomes.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub shape: Shape,
+    pub tsc_khz: u32,
+    pub msrs: MsrSelection,
+    pub vcpus: Vec<VcpuThread>,
+    pub devices: DeviceTable,
+    pub vm: KvmVm,
+    pub memory: GuestMemory,
+    pub faults: Vec<FaultCount>,
+    pub requests: RequestLine,
+    pub prefetched: Done,
+}
+
+impl Shell {
+    /// Builds an empty machine over `memory`, whose content may be replaced until it is filled.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn build(
+        host: Host,
+        shape: Shape,
+        memory: GuestMemory,
+        count_faults: bool,
+        timeline: &mut Timeline,
+    ) -> Result<Self, BuildError> {
+        let requests = RequestLine::new().map_err(BuildError::Events)?;
+        install_kick_handler()?;
+        let vm = host.system.create_vm()?;
+        timeline.mark("create VM");
+        // Before the irqchip: afterwards each slot waits for an SRCU grace period (8 ms on Linux 6.18).
+        vm.set_memory(&memory)?;
+        timeline.mark("memory slots");
+        vm.set_tss_address(layout::KVM_TSS_ADDR)?;
+        // Before the vCPUs, whose local APICs it makes. It brings the default routes in one batch; no PIT.
+        vm.create_irqchip()?;
+        timeline.mark("irqchip");
+        let vcpus = (0..shape.vcpus).map(|index| vm.create_vcpu(index)).collect::<Result<Vec<_>, _>>()?;
+        let faults = vcpus.iter().filter(|_| count_faults).filter_map(KvmVcpu::fault_count).collect();
+        timeline.mark("create vCPUs");
+        let start = |index| VcpuThread::start(index, requests.clone(), host.confine_vcpu());
+        let threads = (0..shape.vcpus).map(start).collect::<Result<Vec<_>, _>>()?;
+        timeline.mark("threads");
+        let system = host.system;
+        Ok(Shell { system, shape, vm, memory, requests, vcpus, threads, faults })
+    }
+
+    /// Guest memory, into which content may be mapped.
+    pub(super) fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// Memory and vCPUs.
+    pub(super) fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Makes a machine of it: devices, their wiring, the state of everything. No guest instruction has run then.
+    ///
+    /// # Errors
+    /// See [`BuildError`]; nothing of a half-built machine is left.
+    pub fn fill(
+        self,
+        devices: DeviceSetup,
+        origin: Origin<'_>,
+        ahead: Ahead,
+        timeline: &mut Timeline,
+    ) -> Result<Machine, BuildError> {
+        let Shell { system, shape, vm, memory, requests, vcpus, threads, faults } = self;
+        let (start, device_states) = Start::new(origin);
+        let devices = DeviceTable::new(devices, memory.clone(), requests.clone(), device_states)?;
+        wire(&vm, &devices)?;
+        timeline.mark("devices");
+        let target = Target { system: &system, vm: &vm, vcpus: &vcpus, memory: &memory, devices: &devices };
+        let msrs = start.apply(&target)?;
+        timeline.mark("vCPU state");
+        // Before the threads have the vCPUs: one that runs answers no ioctl.
+        let prefetched = ahead.map(&vcpus, &memory);
+        timeline.mark("map ahead");
+        let tsc_khz = vcpus.first().map_or(Ok(0), KvmVcpu::tsc_khz)?;
+        let buses = Buses { pio: devices.pio(), mmio: devices.mmio() };
+        for (vcpu, thread) in vcpus.into_iter().zip(&threads) {
+            thread.take(vcpu, buses.clone())?;
+        }
+        let vcpus = threads;
+        let built = Built { shape, tsc_khz, msrs, vcpus, devices, vm, memory, faults, requests, prefetched };
+        let machine = Machine::new(built);
+        timeline.mark("event loop");
+        machine
+    }
+}
+
+/// An origin without the devices' part.
+enum Start<'a> {
+    Cold(Loader<'a>),
+    Saved {
+        tsc_khz: u32,
+        clock_ns: u64,
+        irqchips: Box<[kvm_bindings::kvm_irqchip; 3]>,
+        vcpus: Vec<snapshot_format::sections::VcpuState>,
+    },
+}
+
+/// What a start is applied to.
+struct Target<'a> {
+    system: &'a System,
+    vm: &'a KvmVm,
+    vcpus: &'a [KvmVcpu],
+    memory: &'a GuestMemory,
+    devices: &'a DeviceTable,
+}
+
+impl<'a> Start<'a> {
+    fn new(origin: Origin<'a>) -> (Self, DeviceStates) {
+        match origin {
+            Origin::Cold(load) => (Start::Cold(load), DeviceStates::default()),
+            Origin::Saved(saved) => {
+                let SavedMachine { machine, clock, irqchips, vcpus, devices, frozen_at_unix_ns: _ } = *saved;
+                let irqchips = Box::new(irqchips);
+                (Start::Saved { tsc_khz: machine.tsc_khz, clock_ns: clock.clock, irqchips, vcpus }, devices)
+            }
+        }
+    }
+
+    /// Puts vCPUs and interrupt controllers where they start from; tells what a save will read.
+    fn apply(self, target: &Target<'_>) -> Result<MsrSelection, BuildError> {
+        match self {
+            Start::Cold(load) => cold(load, target),
+            Start::Saved { tsc_khz, clock_ns, irqchips, vcpus } => {
+                // Before the MSRs: the TSC is set in units of it.
+                set_tsc_frequency(target, tsc_khz)?;
+                let mut msrs = None;
+                for (vcpu, state) in target.vcpus.iter().zip(&vcpus) {
+                    msrs = Some(vcpu::restore(target.system, vcpu, state)?);
+                }
+                vcpu::share_tsc_offset(target.vcpus)?;
+                // After the local APICs, to which the I/O APIC may deliver at once.
+                irqchips.iter().try_for_each(|chip| target.vm.set_irqchip(chip))?;
+                // Last: the guest's clock runs on from here, and must do so before the first instruction.
+                target.vm.set_clock(clock_ns)?;
+                msrs.ok_or_else(no_vcpu)
+            }
+        }
+    }
+}
+
+fn cold(load: Loader<'_>, target: &Target<'_>) -> Result<MsrSelection, BuildError> {
+    let entry = load(target.memory, &target.devices.virtio_windows())?;
+    let supported = target.system.supported_cpuid()?;
+    let count = u32::try_from(target.vcpus.len()).unwrap_or(u32::MAX);
+    for (index, vcpu) in (0u32..).zip(target.vcpus) {
+        vcpu.set_cpuid(&vcpu::cpuid_for_vcpu(&supported, index, count))?;
+        vcpu::reset_msrs(vcpu)?;
+    }
+    let first = target.vcpus.first().ok_or_else(no_vcpu)?;
+    vcpu::enter(first, &entry)?;
+    Ok(MsrSelection::choose(&target.system.msr_indices()?, first)?)
+}
+
+fn no_vcpu() -> BuildError {
+    BuildError::Vm(VmError::TooMany { what: "The vCPU list", count: 0 })
+}
+
+/// Without scaling KVM takes a higher frequency all the same: it then moves the guest's TSC forward at every exit, in jumps.
+fn set_tsc_frequency(target: &Target<'_>, guest: u32) -> Result<(), BuildError> {
+    for vcpu in target.vcpus {
+        let host = vcpu.tsc_khz()?;
+        let difference = u64::from(host.abs_diff(guest)) * 1_000_000;
+        if guest == 0 || difference <= u64::from(host) * TSC_TOLERANCE_PPM {
+            continue;
+        }
+        if !target.system.scales_tsc() || vcpu.set_tsc_khz(guest).is_err() {
+            return Err(BuildError::TscFrequency { guest, host });
+        }
+    }
+    Ok(())
+}
+
+/// Interrupts in, notifications out, without an exit to user space.
+fn wire(vm: &KvmVm, devices: &DeviceTable) -> Result<(), VmError> {
+    for line in devices.irq_lines() {
+        vm.register_irqfd(line.event(), line.gsi())?;
+    }
+    for bell in devices.doorbells() {
+        vm.register_doorbell(&bell.event, bell.address, bell.queue)?;
+    }
+    Ok(())
+}
