@@ -33,6 +33,11 @@ pub fn map_ahead(
     expected: &Expected,
     pagemap: Option<&File>,
 ) -> u64 {
+    // Not before it is known that the host can is it worth while to look for huge pages.
+    let probe = expected.written.first().or(expected.read.first());
+    if probe.is_none_or(|range| tables.map(guest_range(&(range.start..range.start + 4096))).is_err()) {
+        return 0;
+    }
     let places = mapped(memory);
     let mut pages = 0;
     let is_huge = |first| pagemap.is_some_and(|file| is_huge(file, &places, first));
@@ -81,8 +86,7 @@ fn regions_of(range: &Range<u64>) -> Range<u64> {
 /// A range in parts that lie in one region each.
 fn cut(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let huge = HUGE as u64;
-    regions_of(&range)
-        .map(move |region| range.start.max(region * huge)..range.end.min((region + 1) * huge))
+    regions_of(&range).map(move |region| range.start.max(region * huge)..range.end.min((region + 1) * huge))
 }
 
 /// The guest physical addresses of a range of the `memory` file that lies in one region.
@@ -212,7 +216,7 @@ mod tests {
         let memory = copy_on_write(&file, 1 << 20).unwrap();
         let set = expected(&[0..4096, 8192..16384, 40960..45056], &[]);
         let pagemap = File::open("/proc/self/pagemap").unwrap();
-        for (most, pages) in [(0, 0), (2, 3), (3, 4)] {
+        for (most, pages) in [(0, 0), (3, 3), (4, 4)] {
             let tables = Tables { calls: RefCell::default(), most };
             assert_eq!(map_ahead(&tables, &memory, &set, Some(&pagemap)), pages);
             assert_eq!(tables.calls.borrow().len(), most);

@@ -15,7 +15,11 @@ pub fn make_huge(file: &File, len: u64, ranges: impl IntoIterator<Item = Range<u
     regions.sort_unstable();
     regions.dedup();
     // A file's last region, if it is shorter, has no huge page.
-    regions.into_iter().filter(|region| (region + 1) * huge <= len).filter(|region| collapse(file, *region)).count()
+    regions
+        .into_iter()
+        .filter(|region| (region + 1) * huge <= len)
+        .filter(|region| collapse(file, *region))
+        .count()
 }
 
 /// Collapses one region in a mapping that is there for this alone.
@@ -35,8 +39,7 @@ impl View {
     fn new(file: &File, offset: libc::off_t) -> Option<Self> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
         // SAFETY: the kernel chooses the place, so that nothing that is mapped is touched.
-        let reserved =
-            unsafe { libc::mmap(std::ptr::null_mut(), 2 * HUGE, libc::PROT_NONE, flags, -1, 0) };
+        let reserved = unsafe { libc::mmap(std::ptr::null_mut(), 2 * HUGE, libc::PROT_NONE, flags, -1, 0) };
         if reserved == libc::MAP_FAILED {
             return None;
         }

@@ -145,9 +145,8 @@ fn watch(
     let mut sink = FirstPiece { sink, prints_answer, so_far: &so_far, early: None };
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
-    let answered = wake(&mut drive, &sample.message, &mut sink, timeline).and_then(|()| {
-        invoke(&mut drive, &sample.event, Some(Instant::now() + limit), &mut sink, timeline)
-    });
+    let answered = wake(&mut drive, &sample.message, &mut sink, timeline)
+        .and_then(|()| invoke(&mut drive, &sample.event, Some(Instant::now() + limit), &mut sink, timeline));
     let early = sink.early;
     // Nothing of it may touch a page once nobody brings pages in.
     let frozen = machine.freeze()?;
@@ -198,7 +197,8 @@ struct Kept {
 /// copied ahead, which is lost where it is only read. It counts as late when most of them touched it late.
 fn union(memory_len: u64, all: &[Recording]) -> WorkingSet {
     let pages = all.iter().map(|one| one.whole.len()).max().unwrap_or_default();
-    let kept: Vec<Kept> = (0..pages).map(|page| keep(all.iter().map(|one| one.page(page)), all.len())).collect();
+    let kept: Vec<Kept> =
+        (0..pages).map(|page| keep(all.iter().map(|one| one.page(page)), all.len())).collect();
     let list = |touch, is_late| ranges(&kept, Kept { touch, is_late });
     WorkingSet {
         memory_len,
