@@ -177,7 +177,7 @@ mod tests {
     fn one_page_stands_for_a_huge_one_unless_something_is_written_there() {
         let set = expected(
             &[4096..8192, 16384..20480, REGION + 4096..REGION + 8192, REGION + 16384..REGION + 20480],
-            &[REGION..REGION + 4096],
+            std::slice::from_ref(&(REGION..REGION + 4096)),
         );
         let second = [REGION..REGION + 8192, REGION + 16384..REGION + 20480];
         let whole = std::iter::once(4096..8192).chain(second.clone()).collect::<Vec<_>>();
