@@ -22,6 +22,17 @@ pub fn make_huge(file: &File, len: u64, ranges: impl IntoIterator<Item = Range<u
         .count()
 }
 
+/// Whether this kernel can hold a file of a tmpfs in huge pages. Which are used unasked does not matter: [`make_huge`] asks.
+pub fn tmpfs_has_huge_pages() -> bool {
+    let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled");
+    setting.is_ok_and(|text| allows(&text))
+}
+
+/// The chosen word of a setting is the one in brackets.
+fn allows(setting: &str) -> bool {
+    setting.contains('[') && !setting.contains("[deny]")
+}
+
 /// Collapses one region in a mapping that is there for this alone.
 fn collapse(file: &File, region: u64) -> bool {
     let Ok(offset) = libc::off_t::try_from(region * HUGE as u64) else { return false };
@@ -69,6 +80,13 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::*;
+
+    #[test]
+    fn only_a_denial_denies() {
+        assert!(allows("always within_size advise [never] deny force"));
+        assert!(!allows("always within_size advise never [deny] force"));
+        assert!(!allows(""));
+    }
 
     #[test]
     fn content_stays_as_it_is_and_nothing_is_done_behind_the_end() {
