@@ -112,6 +112,9 @@ fn prefetching_changes_no_answer() {
     }
     let told = run(&bundle, WRITE, &["--json", "--timing"]).succeeds().json();
     assert!(told["paging"]["prefetched_bytes"].as_u64().unwrap() >= 300 * 4096, "{told}");
+    assert!(told["paging"]["wasted_pages"].as_u64().unwrap() < 20, "{told}");
+    let told = run(&bundle, READ, &["--json", "--timing"]).succeeds().json();
+    assert!(told["paging"]["wasted_pages"].as_u64().unwrap() >= 250, "{told}");
 }
 
 #[test]

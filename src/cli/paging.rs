@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::Bundle;
 use crate::config::Paging;
 use crate::memory::Door;
 use crate::vm::{Machine, RestoreOptions};
@@ -53,13 +54,21 @@ pub struct ToldPaging {
     read_ahead_bytes: u64,
     /// Pages that were mapped for the guest before it asked.
     mapped_pages: u64,
+    /// Of the pages copied before the start, those that were never written; `None` where it was not looked.
+    wasted_pages: Option<u64>,
     /// Whether a memory limit left something out of that.
     prefetch_cut_short: bool,
 }
 
+fn wasted(machine: &Machine, bundle: &Bundle) -> Option<u64> {
+    let is_asked = !machine.faults().is_empty();
+    is_asked.then(|| machine.wasted_pages(bundle.memory().ok()?).ok()).flatten()
+}
+
 impl ToldPaging {
-    /// What a machine's memory has come to so far.
-    pub fn of(machine: &Machine, args: &PagingArgs) -> Self {
+    /// What the memory of a clone of `bundle` has come to so far. Only when faults were counted is it worth the time to find out
+    /// what was copied for nothing.
+    pub fn of(machine: &Machine, bundle: &Bundle, args: &PagingArgs) -> Self {
         let done = machine.pager().map(|pager| pager.statistics()).unwrap_or_default();
         let ahead = machine.prefetched();
         ToldPaging {
@@ -74,6 +83,7 @@ impl ToldPaging {
             prefetched_bytes: done.prefetched + ahead.copied,
             read_ahead_bytes: ahead.read_ahead,
             mapped_pages: ahead.mapped,
+            wasted_pages: wasted(machine, bundle),
             prefetch_cut_short: ahead.cut_short,
         }
     }
@@ -94,8 +104,9 @@ impl ToldPaging {
         }
         if self.backend == "mmap" && self.prefetched_bytes + self.read_ahead_bytes > 0 {
             let cut = if self.prefetch_cut_short { ", cut short by a memory limit" } else { "" };
+            let wasted = self.wasted_pages.map_or(String::new(), |pages| format!(" ({pages} pages in vain)"));
             line += &format!(
-                ", {} bytes copied ahead, {} asked of the disk, {} pages mapped{cut}",
+                ", {} bytes copied ahead{wasted}, {} asked of the disk, {} pages mapped{cut}",
                 self.prefetched_bytes, self.read_ahead_bytes, self.mapped_pages
             );
         }

@@ -157,7 +157,10 @@ impl Run<'_> {
             .and_then(|lived| self.bake_again(rebake, lived, &mut drive, timeline, sink))
             // Where the kernel finds that the memory file was cut short, before we do, the guest merely breaks.
             .map_err(|failure| self.bundle.check_lengths().err().map_or(failure, Failure::from))
-            .map(|lived| Lived { paging: Some(ToldPaging::of(&machine, &self.args.paging)), ..lived });
+            .map(|lived| Lived {
+                paging: Some(ToldPaging::of(&machine, self.bundle, &self.args.paging)),
+                ..lived
+            });
         machine.leave();
         outcome
     }

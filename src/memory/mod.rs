@@ -20,7 +20,7 @@ pub use collapse::{make_huge, tmpfs_has_huge_pages};
 pub use mapping::{
     MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,
 };
-pub use prefetch::{Expected, Late, Prefetched, copy_written, read_ahead, within};
+pub use prefetch::{Expected, Late, Prefetched, copy_written, read_ahead, unchanged_pages, within};
 pub use source::{ChunkError, ChunkSource};
 pub use uffd::{
     Door, OnFailure, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch, UffdError,

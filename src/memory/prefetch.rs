@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -14,7 +15,10 @@ use std::sync::mpsc::{Sender, channel};
 use rustix::fs::Advice;
 
 use super::place::{Mapped, address_of, mapped};
-use super::{GuestMemory, budget, layout};
+use super::{Bytes, GuestAddress, GuestMemory, budget, layout};
+
+/// A page, bytes.
+const PAGE: usize = 4096;
 
 /// Most bytes copied before the first instruction. What a working set has beyond this is left to the guest's own faults.
 const COPIED_MAX: u64 = 32 << 20;
@@ -153,6 +157,22 @@ fn copy(memory: &GuestMemory, ranges: &[Range<u64>], mut left: u64, mut copied: 
     }
 }
 
+/// How many pages of ranges of the `memory` file are in memory as they are in the file.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn unchanged_pages(memory: &GuestMemory, file: &File, ranges: &[Range<u64>]) -> io::Result<u64> {
+    let (mut is, mut was) = ([0; PAGE], [0; PAGE]);
+    let mut unchanged = 0;
+    for offset in ranges.iter().flat_map(|range| range.clone().step_by(PAGE)) {
+        let place = GuestAddress(layout::guest_address(offset));
+        memory.read_slice(&mut is, place).map_err(io::Error::other)?;
+        file.read_exact_at(&mut was, offset)?;
+        unchanged += u64::from(is == was);
+    }
+    Ok(unchanged)
+}
+
 /// Whether pages spread over the ranges are in the page cache.
 fn is_warm(memory: &GuestMemory, ranges: &[Range<u64>]) -> bool {
     let places = mapped(memory);
@@ -207,10 +227,8 @@ pub fn within(ranges: impl IntoIterator<Item = Range<u64>>, bytes: u64) -> Vec<R
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use super::*;
-    use crate::memory::{Bytes, GuestAddress, Touch, copy_on_write, own_pages};
+    use crate::memory::{Touch, copy_on_write, own_pages};
 
     #[test]
     fn what_is_copied_ahead_has_the_file_s_content_and_is_the_clone_s_own() {
@@ -228,7 +246,9 @@ mod tests {
         let less = expected.clone().as_copied(&Prefetched { copied: 8192, ..done });
         assert_eq!((less.written.as_slice(), &less.read), (&expected.written[..1], &expected.read));
         assert_eq!(memory.read_obj::<u8>(GuestAddress(8192)).unwrap(), 7);
+        assert_eq!(unchanged_pages(&memory, &file, &expected.written).unwrap(), 3);
         memory.write_obj(9u8, GuestAddress(8192)).unwrap();
+        assert_eq!(unchanged_pages(&memory, &file, &expected.written).unwrap(), 2);
         let mut page = [0; 4096];
         file.read_exact_at(&mut page, 8192).unwrap();
         assert_eq!(page[0], 7);

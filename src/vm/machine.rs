@@ -214,6 +214,14 @@ impl Machine {
         self.prefetched.so_far()
     }
 
+    /// How many of the pages that were copied before the start the guest has not changed; `file` holds the memory as it was.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn wasted_pages(&self, file: &File) -> io::Result<u64> {
+        self.prefetched.wasted(&self.memory, file)
+    }
+
     /// An answer has begun: what is expected to be touched from now on is brought in beside the guest.
     pub(super) fn answer_begins(&mut self) {
         self.prefetched.begin_late();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 
 use snapshot_format::working_set::PageRange;
@@ -67,14 +68,17 @@ impl Ahead {
     /// Maps it for the guest, through one of its vCPUs: they share their tables. A thread waits with what comes late.
     pub(super) fn map(self, vcpus: &[KvmVcpu], memory: &GuestMemory) -> Done {
         let Ahead { expected, is_mapped, pagemap, done: before, .. } = self;
-        let mut done = Done { before, late: None };
-        if let (Some(expected), Some(vcpu), true) = (expected, vcpus.first(), is_mapped) {
+        let mut done = Done { before, copied: Vec::new(), late: None };
+        let Some(mut expected) = expected else { return done };
+        if let Some(vcpu) = vcpus.first().filter(|_| is_mapped) {
             done.before.mapped = memory::map_ahead(vcpu, memory, &expected, pagemap.as_ref());
-            if !expected.late_written.is_empty() {
+            let late = std::mem::take(&mut expected.late_written);
+            if !late.is_empty() {
                 // Without a thread the guest's own faults copy it.
-                done.late = Late::new(memory.clone(), expected.late_written).ok();
+                done.late = Late::new(memory.clone(), late).ok();
             }
         }
+        done.copied = expected.written;
         done
     }
 }
@@ -83,6 +87,8 @@ impl Ahead {
 #[derive(Debug, Default)]
 pub struct Done {
     before: Prefetched,
+    /// What was copied before the start.
+    copied: Vec<Range<u64>>,
     late: Option<Late>,
 }
 
@@ -91,6 +97,14 @@ impl Done {
     pub fn so_far(&self) -> Prefetched {
         let late = self.late.as_ref().map_or(0, Late::copied);
         Prefetched { copied: self.before.copied + late, ..self.before }
+    }
+
+    /// How many of the pages that were copied before the start are still as `file` has them: nobody has written them.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn wasted(&self, memory: &GuestMemory, file: &File) -> io::Result<u64> {
+        memory::unchanged_pages(memory, file, &self.copied)
     }
 
     /// Has the thread begin.

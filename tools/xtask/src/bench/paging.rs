@@ -28,14 +28,26 @@ pub fn lambda(dir: &Path) -> Result<Measured> {
     let method =
         format!("Python lambda function, medians, {:.0} us over {:.0} us", restored.median, cold.median);
     figures.add("paging.cold_boot_ratio", restored.median / cold.median, "", &method);
+    let method = "Python lambda function recorded with a name of 3 bytes, run with one of 64 KiB";
+    drift(dir, "lambda-drift", "paging.drift_ratio", method, &mut figures)?;
     Ok(figures)
+}
+
+/// What a working set of another event costs.
+fn drift(dir: &Path, series: &str, name: &str, what: &str, figures: &mut Measured) -> Result<()> {
+    let file = format!("{series}.jsonl");
+    let (none, all) = (answers(dir, &file, "none")?, answers(dir, &file, "all")?);
+    let method = format!("{what}, prefetched over not, {:.0} us over {:.0} us", all.median, none.median);
+    figures.add(name, all.median / none.median, "", &method);
+    Ok(())
 }
 
 /// What is measured of both; the distribution of the first answers.
 fn linux(dir: &Path, name: &str, prefix: &str, figures: &mut Measured) -> Result<Distribution> {
     let file = format!("{name}.jsonl");
     let restored = answers(dir, &file, "restore")?;
-    let (none, verified) = (answers(dir, &file, "none")?, answers(dir, &file, "verified")?);
+    let none = answers(dir, &file, "none")?;
+    let verified = answers(dir, &format!("{name}-verified.jsonl"), "verified")?;
     let key = |what: &str| format!("paging.{prefix}{what}");
     figures.time(&key("restore_to_answer_us"), &restored, &format!("`ember run`, {name}"));
     figures.time(
@@ -75,12 +87,9 @@ fn linux(dir: &Path, name: &str, prefix: &str, figures: &mut Measured) -> Result
 /// Small guests in the emulated host.
 pub fn small(dir: &Path) -> Result<Measured> {
     let mut figures = Measured::default();
-    let (none, all) = (answers(dir, "drift.jsonl", "none")?, answers(dir, "drift.jsonl", "all")?);
-    let method = format!(
-        "small guest recorded writing 300 pages, run reading 1 500 others, {:.0} us over {:.0} us",
-        all.median, none.median
-    );
-    figures.add("paging.drift_ratio", all.median / none.median, "", &method);
+    let method =
+        "small guest recorded writing 300 pages, run reading 1 500 others: nothing of the set is of use";
+    drift(dir, "drift", "paging.drift_worst_ratio", method, &mut figures)?;
     let first = |label: &str| {
         Series::read(dir, "flat.jsonl", label)?
             .of_timing(|s, timing| s.start_us + timing.restore_to_first_instruction_us)
@@ -211,15 +220,13 @@ mod tests {
     #[test]
     fn a_function_with_and_without_its_working_set_becomes_ratios() {
         let dir = tempfile::tempdir().unwrap();
-        let series = [
-            ("restore", 50.0, 0),
-            ("timed", 60.0, 4),
-            ("none", 100.0, 0),
-            ("timed-none", 110.0, 200),
-            ("verified", 75.0, 0),
-        ];
+        let series =
+            [("restore", 50.0, 0), ("timed", 60.0, 4), ("none", 100.0, 0), ("timed-none", 110.0, 200)];
         let text: String = series.iter().map(|(label, us, faults)| sample(label, *us, *faults)).collect();
         write(&dir.path().join("lambda.jsonl"), text).unwrap();
+        write(&dir.path().join("lambda-verified.jsonl"), sample("verified", 75.0, 0)).unwrap();
+        let drift = sample("none", 100.0, 0) + &sample("all", 90.0, 0);
+        write(&dir.path().join("lambda-drift.jsonl"), drift).unwrap();
         write(&dir.path().join("lambda-cold.jsonl"), sample("cold", 10_000.0, 0)).unwrap();
         write(&dir.path().join("lambda.inspect"), r#"{"working_set": {"bytes": 16384, "ranges": 1}}"#)
             .unwrap();
@@ -229,6 +236,7 @@ mod tests {
                 ("paging.restore_to_answer_us", 50.0),
                 ("paging.restore_to_answer_without_us", 100.0),
                 ("paging.cold_boot_ratio", 0.005),
+                ("paging.drift_ratio", 0.9),
                 ("paging.uffd_verified_ratio", 1.5),
                 ("paging.faults_with_prefetch", 4.0),
                 ("paging.faults_ratio", 0.02),
@@ -244,7 +252,7 @@ mod tests {
         write(&dir.path().join("flat.jsonl"), sample("small", 100.0, 0) + &sample("large", 104.0, 0))
             .unwrap();
         let figures = small(dir.path()).unwrap();
-        near(&figures, &[("paging.drift_ratio", 1.04), ("paging.flat_in_guest_size", 1.0)]);
+        near(&figures, &[("paging.drift_worst_ratio", 1.04), ("paging.flat_in_guest_size", 1.0)]);
     }
 
     #[test]
