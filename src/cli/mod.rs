@@ -6,23 +6,21 @@ mod args;
 mod bake;
 mod bench;
 mod cell;
-mod console;
 mod doctor;
 mod event;
-mod failure;
 mod files;
-mod identity;
 mod image;
 mod inspect;
-mod kinds;
 mod limits;
 mod output;
 mod paging;
+mod pooled;
 mod progress;
 mod rebake;
 mod record;
 mod report;
 mod run;
+mod serve;
 mod shell;
 mod signals;
 mod sink;
@@ -32,7 +30,8 @@ mod verify;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::vm::Timeline;
+use crate::failure::{self, console};
+use crate::vm::{Timeline, identity};
 
 use apart::Way;
 use args::{Cli, Command};
@@ -56,11 +55,12 @@ pub fn main() -> ExitCode {
 }
 
 /// Whether the command is a `run` of one clone, whose end nobody should wait for. One that makes a bundle stays in this process,
-/// which cleans up when a signal ends it; of several clones each gets a process of its own.
+/// which cleans up when a signal ends it, as does one that only asks a daemon; of several clones each gets a process of its own.
 fn is_apart() -> bool {
     let mut words = std::env::args_os().skip(1);
     let stays = |word: OsString| {
-        [&b"--bake-to"[..], b"--count"].iter().any(|flag| word.as_encoded_bytes().starts_with(flag))
+        let word = word.as_encoded_bytes();
+        [&b"--bake-to"[..], b"--count", b"--pool"].iter().any(|flag| word.starts_with(flag))
     };
     words.next().is_some_and(|word| word == "run") && !words.any(stays)
 }
@@ -84,7 +84,11 @@ fn command(mut timeline: Timeline, way: Way, cell: Cell<'_>) -> u8 {
 fn run(command: Command, timeline: Timeline, way: Way, cell: Cell<'_>) -> Result<u8, Failure> {
     match command {
         Command::Bake(args) => bake::bake(*args),
-        Command::Run(args) => run::run(&args, timeline, way, cell),
+        Command::Run(args) => match &args.pool {
+            Some(socket) => pooled::run(&args, socket, timeline),
+            None => run::run(&args, timeline, way, cell),
+        },
+        Command::Serve(args) => serve::serve(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Record(args) => record::record(&args),
         Command::Inspect(args) => inspect::inspect(&args),
@@ -110,7 +114,11 @@ fn wants_json(command: &Command) -> bool {
         Command::Bench(args) => args.json,
         Command::Inspect(args) | Command::Verify(args) => args.json,
         Command::Doctor(args) => args.json,
-        Command::Record(_) | Command::Image(_) | Command::Completions { .. } | Command::Man { .. } => false,
+        Command::Serve(_)
+        | Command::Record(_)
+        | Command::Image(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => false,
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::serve::Done;
 use crate::vm::{ANSWERED, FIRST_ANSWER, FIRST_INSTRUCTION, Timeline};
 
 use super::cell::ToldJail;
@@ -64,6 +65,36 @@ impl Report {
             restore_us: timeline.until(FIRST_INSTRUCTION).map(us),
             first_answer_us: timeline.until(FIRST_ANSWER).map(us),
             answered_us: timeline.until(ANSWERED).map(us),
+            answer,
+        }
+    }
+
+    /// The report of an event that a daemon has served, its times counted from this process's start.
+    pub fn pooled(done: &Done, timeline: &Timeline, answer: Option<Collected>) -> Self {
+        let start_ns = timeline.start_ns();
+        let own = timeline.phases().into_iter().map(|(name, took)| (name.to_owned(), us(took)));
+        let mut phases: Vec<(String, f64)> = own.collect();
+        let before = us(Duration::from_nanos(done.start_ns.saturating_sub(start_ns)));
+        let told: f64 = phases.iter().map(|(_, took)| took).sum();
+        phases.push(("daemon".to_owned(), (before - told).max(0.0)));
+        phases.extend(done.phases.iter().cloned());
+        let told = Told {
+            exit_code: done.exit_code,
+            events_us: Vec::new(),
+            block_requests: done.block_requests,
+            paging: None,
+            // The daemon answers for the jails of its shells.
+            jail: None,
+            rebaked: None,
+        };
+        let since = |us: Option<f64>| us.map(|us| before + us);
+        Report {
+            result: Ok(told),
+            phases,
+            start_ns,
+            restore_us: since(done.restore_us),
+            first_answer_us: since(done.first_answer_us),
+            answered_us: since(done.answered_us),
             answer,
         }
     }

@@ -294,7 +294,10 @@ impl Run<'_> {
 }
 
 /// Prints what the user asked for; gives the function's exit code.
-fn conclude(args: &RunArgs, report: &Report) -> Result<u8, Failure> {
+///
+/// # Errors
+/// The failure that the clone ended with, or standard output is closed.
+pub fn conclude(args: &RunArgs, report: &Report) -> Result<u8, Failure> {
     let exit_code = report.outcome()?;
     if args.json {
         output::json(&report.to_json(args.timing.is_some()))?;

@@ -31,5 +31,5 @@ pub use keeper::{Keeper, Kept};
 pub use last_words::{LastWords, watch_mapped_files};
 pub use lists::List;
 pub use process::{ForkError, Forked, MachineProcess, fork_machine};
-pub use seccomp::{SeccompError, confine};
+pub use seccomp::{Filter, SeccompError, confine};
 pub use walls::{Lack, Level, Wall, Walls};

@@ -10,6 +10,7 @@ pub mod layout;
 mod mapping;
 mod place;
 mod prefetch;
+mod program;
 mod source;
 mod uffd;
 
@@ -18,6 +19,7 @@ pub use mapping::{
     MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,
 };
 pub use prefetch::{Expected, Prefetched, copy_written, read_ahead, within};
+pub use program::Program;
 pub use source::{ChunkError, ChunkSource};
 pub use uffd::{
     Door, OnFailure, OnStart, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch,

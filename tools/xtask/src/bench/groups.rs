@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::report::Measured;
-use super::{clones, figures, peer};
+use super::{clones, figures, peer, pool};
 use crate::rig::DEFAULT_MEMORY_MIB;
 
 /// Where figures have a meaning.
@@ -49,7 +49,7 @@ pub struct Part {
 }
 
 /// All groups. A part in the emulated host is a boot of it, so that one that hangs does not cost the others.
-pub const GROUPS: [Group; 4] = [
+pub const GROUPS: [Group; 5] = [
     Group {
         name: "main",
         faults: false,
@@ -76,6 +76,11 @@ pub const GROUPS: [Group; 4] = [
         ],
     },
     Group { name: "jail", faults: false, parts: &[natively("jail", "jail.sh", figures::jail)] },
+    Group {
+        name: "pool",
+        faults: false,
+        parts: &[Part { limit: 900, ..natively("pool-native", "pool.sh", pool::pool) }],
+    },
     Group { name: "paging", faults: false, parts: &[peer::ECHO, peer::PYTHON] },
 ];
 

@@ -10,6 +10,7 @@ mod draw;
 mod figures;
 mod groups;
 mod peer;
+mod pool;
 mod report;
 mod samples;
 mod targets;

@@ -14,7 +14,7 @@ enum Bound {
     AtLeast(f64),
 }
 
-const TARGETS: [(&str, Bound); 18] = [
+const TARGETS: [(&str, Bound); 27] = [
     // The same on Firecracker, over vsock: 11 300 and 2 047 000.
     ("main.echo_restore_to_answer_us", Bound::Value(12_000.0)),
     ("main.echo_cold_to_answer_us", Bound::Value(2_050_000.0)),
@@ -33,6 +33,15 @@ const TARGETS: [(&str, Bound); 18] = [
     ("clones.events_before_acknowledgement", Bound::Value(0.0)),
     ("clones.cycles_under_load_ok", Bound::AtLeast(20.0)),
     ("jail.extra_p50_us", Bound::Value(1_500.0)),
+    ("pool.activate_p50_us", Bound::Value(300.0)),
+    ("pool.activate_p99_us", Bound::Value(1_500.0)),
+    ("pool.activate_100_p50_us", Bound::Value(300.0)),
+    ("pool.activate_100_p99_us", Bound::Value(1_000.0)),
+    ("pool.run_ratio", Bound::Value(0.5)),
+    ("burst.64.spread", Bound::Value(3.0)),
+    ("burst.restores_per_s", Bound::AtLeast(300.0)),
+    ("pool.leaks_after_cycles", Bound::Value(0.0)),
+    ("density.idle_clone_kib", Bound::Value(2_048.0)),
     ("paging.restore_to_answer_us", Bound::Times(0.5, "paging.firecracker_restore_to_answer_us")),
 ];
 
