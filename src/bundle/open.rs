@@ -218,7 +218,7 @@ impl Bundle {
             }
         };
         let files = sent.into_iter().map(measure).collect::<Result<_, OpenError>>()?;
-        Ok(Bundle { listing: Listing::Closed, manifest, manifest_text, files })
+        Ok(Bundle { listing: Listing::Read(Vec::new()), manifest, manifest_text, files })
     }
 
     /// What [`from_files`](Self::from_files) needs to restore a clone: the manifest's text, and of every file but those of a cold

@@ -8,9 +8,9 @@ use crate::devices::BlockRate;
 use crate::jail::{self, Bounds};
 use crate::vm::Machine;
 
-pub use crate::failure::limits::{AnswerLimit, Cut};
+use super::Failure;
 
-use super::failure::Failure;
+pub use crate::failure::limits::{AnswerLimit, Cut};
 
 /// What a clone may cost.
 #[derive(Debug, Clone, Copy, Default, Args)]

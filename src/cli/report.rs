@@ -83,6 +83,7 @@ impl Report {
             events_us: Vec::new(),
             block_requests: done.block_requests,
             paging: None,
+            // The daemon answers for the jails of its shells.
             jail: None,
             rebaked: None,
         };

@@ -227,10 +227,9 @@ impl List {
 }
 
 /// Looks at what is open, and not at paths: with `AT_EMPTY_PATH` the path is not looked at unless it is given.
-fn metadata() -> [Allowed; 3] {
+fn metadata() -> [Allowed; 2] {
     let of_descriptor = |index| Check::With { index, bits: libc::AT_EMPTY_PATH.cast_unsigned() };
     [
-        Allowed { call: libc::SYS_fstat, checks: Vec::new() },
         Allowed { call: libc::SYS_newfstatat, checks: vec![of_descriptor(3)] },
         Allowed { call: libc::SYS_statx, checks: vec![of_descriptor(2)] },
     ]

@@ -79,16 +79,7 @@ pub const GROUPS: [Group; 5] = [
     Group {
         name: "pool",
         faults: false,
-        parts: &[Part {
-            name: "pool-native",
-            script: "pool.sh",
-            argument: "",
-            place: Place::Native,
-            memory_mib: 0,
-            runs: 1,
-            limit: 900,
-            figures: pool::pool,
-        }],
+        parts: &[Part { limit: 900, ..natively("pool-native", "pool.sh", pool::pool) }],
     },
     Group {
         name: "paging",
