@@ -30,8 +30,10 @@ serve() {
     "$caller" "$socket" echo single 5 "$1" >"$place/warm-up"
 }
 
+# Shells and clones: the children of the daemon's one child.
 processes() {
-    ps -e -o comm= | grep -c '^ember$' || true
+    zygote=$(ps -o pid= --ppid "$daemon" | tr -d ' ')
+    ps -o pid= --ppid "$zygote" | wc -l
 }
 
 for shells in 8 100; do
@@ -40,7 +42,7 @@ for shells in 8 100; do
     if [ "$shells" = 8 ]; then
         set -- --event-text hello
         "$place/starter" "$OUT/run.jsonl" 150 8000 \
-            pooled "$ember" run echo --pool "$socket" "$@" -- alone "$ember" run "$place/echo-64" "$@"
+            pooled "$ember" run echo --pool "$socket" "$@" -- alone "$ember" run --no-jail "$place/echo-64" "$@"
     fi
     stop
 done

@@ -62,6 +62,10 @@ static void ask(int fd, const char *request, char answer[ANSWER_MAX + 1])
         got += (size_t)n;
     if (n < 0)
         die("receive");
+    /* The lengths of frames have zeros in them. */
+    for (size_t i = 0; i < got; i++)
+        if (!answer[i])
+            answer[i] = ' ';
     answer[got] = 0;
     close(fd);
 }

@@ -300,7 +300,7 @@ pub struct RunArgs {
     /// Bundle to restore; with --pool the name of a function
     pub bundle: PathBuf,
     /// Have the daemon at this socket serve the event
-    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["paging", "verify", "prefetch", "userfaultfd", "count", "repeat", "cold", "bake_to", "console", "verbose", "console_max", "block_rate"])]
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["paging", "verify", "prefetch", "userfaultfd", "count", "repeat", "cold", "bake_to", "console", "verbose", "console_max", "block_rate", "memory_max", "memory_high", "cpu_max", "cpu_weight", "no_jail", "require_jail"])]
     pub pool: Option<PathBuf>,
     #[command(flatten)]
     pub event: EventArgs,

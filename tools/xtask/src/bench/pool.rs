@@ -39,7 +39,7 @@ pub fn pool(dir: &Path) -> Result<Measured> {
     let run = |label| Ok::<_, anyhow::Error>(Series::read(dir, "run.jsonl", label)?.of(|s| s.first_byte_us));
     let (pooled, alone) = (run("pooled")?, run("alone")?);
     figures.time("pool.run_p50_us", &pooled, "`ember run --pool`, jailed");
-    figures.time("pool.run_alone_p50_us", &alone, "`ember run`, in turn with it");
+    figures.time("pool.run_alone_p50_us", &alone, "`ember run --no-jail`, in turn with it");
     figures.add("pool.run_ratio", pooled.median / alone.median, "", "the two medians of one interleaved run");
     for n in BURSTS {
         let file = format!("burst-{n}.jsonl");
