@@ -112,6 +112,9 @@ fn prefetching_changes_no_answer() {
     }
     let told = run(&bundle, WRITE, &["--json", "--timing"]).succeeds().json();
     assert!(told["paging"]["prefetched_bytes"].as_u64().unwrap() >= 300 * 4096, "{told}");
+    assert!(told["paging"]["wasted_pages"].as_u64().unwrap() < 20, "{told}");
+    let told = run(&bundle, READ, &["--json", "--timing"]).succeeds().json();
+    assert!(told["paging"]["wasted_pages"].as_u64().unwrap() >= 250, "{told}");
 }
 
 #[test]
@@ -123,6 +126,7 @@ fn a_working_set_of_another_machine_is_left_alone_with_a_sentence() {
         memory_len: 4 << 30,
         read: vec![beyond],
         write: vec![PageRange { first: 0, count: 1 << 18 }],
+        ..WorkingSet::default()
     };
     replace(&bundle, &set);
     let ended = run(&bundle, READ, &[]);

@@ -13,7 +13,7 @@ use crate::zero::PAGE;
 /// First bytes of the file.
 const MAGIC: [u8; 8] = *b"\x89EMWKS\r\n";
 /// Layout of the file.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const HEADER_LEN: usize = size_of::<RawHeader>();
 const RANGE_LEN: usize = size_of::<RawRange>();
 /// How many bytes of the header its own CRC covers.
@@ -21,7 +21,7 @@ const HEADER_CRC_COVERS: usize = HEADER_LEN - size_of::<u64>();
 /// Longest file, bytes: every other page of [`MEMORY_MAX`] on its own.
 pub const WORKING_SET_MAX: u64 = 16 << 20;
 
-const _: () = assert!(HEADER_LEN == 48 && RANGE_LEN == 8);
+const _: () = assert!(HEADER_LEN == 56 && RANGE_LEN == 8);
 
 #[derive(Debug, Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -31,6 +31,8 @@ struct RawHeader {
     reserved: [u8; 3],
     read_count: U32,
     write_count: U32,
+    late_read_count: U32,
+    late_write_count: U32,
     reserved2: U32,
     memory_len: U64,
     table_crc: U64,
@@ -73,15 +75,19 @@ pub struct PageRange {
     pub count: u32,
 }
 
-/// The pages of a first invocation. Ranges ascend and have a gap between them.
+/// The pages of a first invocation. Of each list the ranges ascend and have a gap between them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WorkingSet {
     /// Bytes of guest memory.
     pub memory_len: u64,
-    /// Pages that are only read.
+    /// Pages that are only read, before the first piece of the answer is there.
     pub read: Vec<PageRange>,
-    /// Pages that are written.
+    /// Pages of that time that are written, then or later.
     pub write: Vec<PageRange>,
+    /// Pages that are touched only afterwards, and only read.
+    pub late_read: Vec<PageRange>,
+    /// Pages that are touched only afterwards, and written.
+    pub late_write: Vec<PageRange>,
 }
 
 impl PageRange {
@@ -101,7 +107,8 @@ impl WorkingSet {
         let (raw, table) =
             RawHeader::ref_from_prefix(bytes).map_err(|_| WorkingSetError::TooShort { len: bytes.len() })?;
         raw.check()?;
-        let ranges = u64::from(raw.read_count.get()) + u64::from(raw.write_count.get());
+        let counts = raw.counts();
+        let ranges: u64 = counts.iter().map(|count| u64::from(count.get())).sum();
         let expected = HEADER_LEN as u64 + ranges * RANGE_LEN as u64;
         let wrong_length = WorkingSetError::Length { expected, found: bytes.len() };
         if expected != bytes.len() as u64 {
@@ -111,13 +118,10 @@ impl WorkingSet {
             return Err(WorkingSetError::Crc);
         }
         let ranges = <[RawRange]>::ref_from_bytes(table).map_err(|_| wrong_length)?;
-        let (read, write) = ranges.split_at(raw.read_count.get() as usize);
-        let memory_len = raw.memory_len.get();
-        let set = WorkingSet {
-            memory_len,
-            read: read.iter().map(PageRange::from).collect(),
-            write: write.iter().map(PageRange::from).collect(),
-        };
+        let mut ranges = ranges.iter();
+        let [read, write, late_read, late_write] =
+            counts.map(|count| ranges.by_ref().take(count.get() as usize).map(PageRange::from).collect());
+        let set = WorkingSet { memory_len: raw.memory_len.get(), read, write, late_read, late_write };
         set.check()?;
         Ok(set)
     }
@@ -130,13 +134,16 @@ impl WorkingSet {
         self.check()?;
         let too_many = |_| WorkingSetError::MemoryLen { len: self.memory_len };
         let raw = |range: &PageRange| RawRange { first: range.first.into(), count: range.count.into() };
-        let table: Vec<RawRange> = self.read.iter().chain(&self.write).map(raw).collect();
+        let count = |ranges: &Vec<PageRange>| u32::try_from(ranges.len()).map(U32::from).map_err(too_many);
+        let table: Vec<RawRange> = self.lists().into_iter().flatten().map(raw).collect();
         let mut header = RawHeader {
             magic: MAGIC,
             version: VERSION,
             reserved: [0; 3],
-            read_count: u32::try_from(self.read.len()).map_err(too_many)?.into(),
-            write_count: u32::try_from(self.write.len()).map_err(too_many)?.into(),
+            read_count: count(&self.read)?,
+            write_count: count(&self.write)?,
+            late_read_count: count(&self.late_read)?,
+            late_write_count: count(&self.late_write)?,
             reserved2: 0.into(),
             memory_len: self.memory_len.into(),
             table_crc: crc64(table.as_bytes()).into(),
@@ -148,12 +155,21 @@ impl WorkingSet {
 
     /// How many pages are only read.
     pub fn read_pages(&self) -> u64 {
-        pages(&self.read)
+        pages(&self.read) + pages(&self.late_read)
     }
 
     /// How many pages are written.
     pub fn written_pages(&self) -> u64 {
-        pages(&self.write)
+        pages(&self.write) + pages(&self.late_write)
+    }
+
+    /// How many of both are touched only once the first piece of the answer is there.
+    pub fn late_pages(&self) -> u64 {
+        pages(&self.late_read) + pages(&self.late_write)
+    }
+
+    fn lists(&self) -> [&Vec<PageRange>; 4] {
+        [&self.read, &self.write, &self.late_read, &self.late_write]
     }
 
     fn check(&self) -> Result<(), WorkingSetError> {
@@ -161,8 +177,12 @@ impl WorkingSet {
         if len == 0 || len > MEMORY_MAX || !len.is_multiple_of(PAGE as u64) {
             return Err(WorkingSetError::MemoryLen { len });
         }
-        check_ranges(&self.read, 0, len)?;
-        check_ranges(&self.write, self.read.len(), len)
+        let mut number = 0;
+        for ranges in self.lists() {
+            check_ranges(ranges, number, len)?;
+            number += ranges.len();
+        }
+        Ok(())
     }
 }
 
@@ -191,6 +211,10 @@ impl From<&RawRange> for PageRange {
 }
 
 impl RawHeader {
+    fn counts(&self) -> [U32; 4] {
+        [self.read_count, self.write_count, self.late_read_count, self.late_write_count]
+    }
+
     fn check(&self) -> Result<(), WorkingSetError> {
         if self.magic != MAGIC {
             return Err(WorkingSetError::Magic);

@@ -144,8 +144,10 @@ proptest! {
     fn a_working_set(
         read in prop::collection::vec((0u32..50, 1u32..50), 0..60),
         write in prop::collection::vec((0u32..50, 1u32..50), 0..60),
+        late in prop::collection::vec((0u32..50, 1u32..50), 0..60),
     ) {
-        let set = WorkingSet { memory_len: 64 << 20, read: ranges(&read), write: ranges(&write) };
+        let (read, write, late_write) = (ranges(&read), ranges(&write), ranges(&late));
+        let set = WorkingSet { memory_len: 64 << 20, late_read: read.clone(), read, write, late_write };
         prop_assert_eq!(WorkingSet::decode(&set.encode().unwrap()).unwrap(), set);
     }
 

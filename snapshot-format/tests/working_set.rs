@@ -22,7 +22,8 @@ fn every_flipped_bit_and_every_wrong_length_is_found() {
 fn ranges_ascend_with_gaps_within_memory() {
     let range = |first, count| PageRange { first, count };
     let encode = |read: &[PageRange], write: &[PageRange]| {
-        WorkingSet { memory_len: MEMORY_LEN, read: read.to_vec(), write: write.to_vec() }.encode()
+        let (read, late_write) = (read.to_vec(), write.to_vec());
+        WorkingSet { memory_len: MEMORY_LEN, read, late_write, ..WorkingSet::default() }.encode()
     };
     let bad = |number| Err(WorkingSetError::Range { number });
     assert_eq!(encode(&[range(3, 0)], &[]), bad(0), "empty");

@@ -85,28 +85,33 @@ pub struct WorkingSetSummary {
     pub read_pages: u64,
     /// 4 KiB pages that are written.
     pub written_pages: u64,
+    /// How many of both an answer touches only once its first piece is there.
+    pub late_pages: u64,
 }
 
 impl WorkingSetSummary {
     fn of(set: &WorkingSet) -> Self {
-        let (read, written) = (regions(&set.read), regions(&set.write));
+        let read = regions(set.read.iter().chain(&set.late_read));
+        let written = regions(set.write.iter().chain(&set.late_write));
+        let ranges = [&set.read, &set.write, &set.late_read, &set.late_write].map(Vec::len);
         let pages = set.read_pages() + set.written_pages();
         WorkingSetSummary {
-            ranges: (set.read.len() + set.write.len()) as u64,
+            ranges: ranges.iter().sum::<usize>() as u64,
             bytes: pages * PAGE as u64,
             read_only_regions: read.difference(&written).count() as u64,
             mixed_regions: written.len() as u64,
             read_pages: set.read_pages(),
             written_pages: set.written_pages(),
+            late_pages: set.late_pages(),
         }
     }
 }
 
 /// The regions of 2 MiB that ranges lie in.
-fn regions(ranges: &[PageRange]) -> BTreeSet<u64> {
+fn regions<'a>(ranges: impl Iterator<Item = &'a PageRange>) -> BTreeSet<u64> {
     const HUGE: u64 = 2 << 20;
     let of = |range: &PageRange| range.bytes().start / HUGE..range.bytes().end.div_ceil(HUGE);
-    ranges.iter().flat_map(of).collect()
+    ranges.flat_map(of).collect()
 }
 
 /// One file.

@@ -191,6 +191,18 @@ impl Bundle {
         Ok(Bundle { listing: Listing::Open(directory), manifest, manifest_text, files })
     }
 
+    /// Closes the directory: whoever has this bundle reaches the files that are open, and no other. Only with `verifiable` can all
+    /// of it be [verified](Self::verify) afterwards.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn detach(&mut self, verifiable: bool) -> Result<(), OpenError> {
+        let read = |source| OpenError::Read { name: ".".to_owned(), source };
+        let names = verifiable.then(|| self.listing.names().map_err(read)).transpose()?;
+        self.listing = names.map_or(Listing::Closed, Listing::Read);
+        Ok(())
+    }
+
     /// A bundle of which a manifest and open files are all there is: in a process that can open nothing. Files that were not sent
     /// are found missing when they are asked for.
     ///
@@ -206,7 +218,7 @@ impl Bundle {
             }
         };
         let files = sent.into_iter().map(measure).collect::<Result<_, OpenError>>()?;
-        Ok(Bundle { listing: Listing::Closed, manifest, manifest_text, files })
+        Ok(Bundle { listing: Listing::Read(Vec::new()), manifest, manifest_text, files })
     }
 
     /// What [`from_files`](Self::from_files) needs to restore a clone: the manifest's text, and of every file but those of a cold
@@ -214,18 +226,6 @@ impl Bundle {
     pub fn to_send(&self) -> (&[u8], Vec<(&str, &File)>) {
         let wanted = self.files().filter(|(name, _)| ![names::KERNEL, names::INITRAMFS].contains(name));
         (&self.manifest_text, wanted.map(|(name, plain)| (name, &plain.file)).collect())
-    }
-
-    /// Closes the directory: whoever has this bundle reaches the files that are open, and no other. Only with `verifiable` can all
-    /// of it be [verified](Self::verify) afterwards.
-    ///
-    /// # Errors
-    /// The directory cannot be read.
-    pub fn detach(&mut self, verifiable: bool) -> Result<(), OpenError> {
-        let read = |source| OpenError::Read { name: ".".to_owned(), source };
-        let names = verifiable.then(|| self.listing.names().map_err(read)).transpose()?;
-        self.listing = names.map_or(Listing::Closed, Listing::Read);
-        Ok(())
     }
 
     /// What the bundle is.

@@ -73,7 +73,8 @@ fn fill(draft: &mut Draft) {
     root.set_len(64 << 10).unwrap();
     root.write_all_at(b"a file system", 4096).unwrap();
     let page = |first| PageRange { first, count: 1 };
-    let working_set = WorkingSet { memory_len: MEMORY, read: vec![page(0)], write: vec![page(35)] };
+    let (read, write) = (vec![page(0)], vec![page(35)]);
+    let working_set = WorkingSet { memory_len: MEMORY, read, write, ..WorkingSet::default() };
     draft.add_bytes(names::WORKING_SET, &working_set.encode().unwrap()).unwrap();
 }
 
@@ -172,7 +173,8 @@ fn inspect_tells_what_is_in_a_bundle_from_its_headers() {
             read_only_regions: 0,
             mixed_regions: 1,
             read_pages: 1,
-            written_pages: 1
+            written_pages: 1,
+            late_pages: 0,
         })
     );
     assert_eq!(inspection.files[names::MEMORY].len, MEMORY);

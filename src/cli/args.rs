@@ -424,9 +424,21 @@ pub struct RecordArgs {
     /// Event in place; may be repeated
     #[arg(long, value_name = "TEXT")]
     pub event_text: Vec<String>,
+    /// http: method of each event; GET, or POST when it has content
+    #[arg(short = 'X', long, value_name = "METHOD")]
+    pub method: Option<String>,
+    /// http: path and query; repeated without content, each is an event
+    #[arg(short, long, value_name = "PATH")]
+    pub path: Vec<String>,
+    /// http: header of each event; may be repeated
+    #[arg(short = 'H', long, value_name = "NAME: VALUE")]
+    pub header: Vec<String>,
     /// Longest time until an answer is complete
     #[arg(long, value_name = "TIME")]
     pub timeout: Option<Span>,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `ember inspect` and `ember verify`.

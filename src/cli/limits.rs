@@ -8,7 +8,7 @@ use crate::devices::BlockRate;
 use crate::jail::{self, Bounds};
 use crate::vm::Machine;
 
-use super::failure::Failure;
+use super::Failure;
 
 pub use crate::failure::limits::{AnswerLimit, Cut};
 

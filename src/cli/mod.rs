@@ -59,9 +59,8 @@ pub fn main() -> ExitCode {
 fn is_apart() -> bool {
     let mut words = std::env::args_os().skip(1);
     let stays = |word: OsString| {
-        [&b"--bake-to"[..], b"--count", b"--pool"]
-            .iter()
-            .any(|flag| word.as_encoded_bytes().starts_with(flag))
+        let word = word.as_encoded_bytes();
+        [&b"--bake-to"[..], b"--count", b"--pool"].iter().any(|flag| word.starts_with(flag))
     };
     words.next().is_some_and(|word| word == "run") && !words.any(stays)
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::bundle::Bundle;
 use crate::config::Paging;
 use crate::memory::Door;
 use crate::vm::{Machine, RestoreOptions};
@@ -42,6 +43,8 @@ pub struct ToldPaging {
     verify: String,
     /// Page faults that KVM handled, of each vCPU; empty where they were not counted.
     kvm_faults: Vec<u64>,
+    /// Those of them before the first answer began.
+    kvm_faults_before_answer: Vec<u64>,
     /// Page faults that userfaultfd told of.
     uffd_faults: u64,
     /// Bytes that were copied from the bundle for them.
@@ -50,13 +53,23 @@ pub struct ToldPaging {
     prefetched_bytes: u64,
     /// Bytes that the kernel was asked to read from the disk ahead.
     read_ahead_bytes: u64,
+    /// Pages that were mapped for the guest before it asked.
+    mapped_pages: u64,
+    /// Of the pages copied before the start, those that were never written; `None` where it was not looked.
+    wasted_pages: Option<u64>,
     /// Whether a memory limit left something out of that.
     prefetch_cut_short: bool,
 }
 
+fn wasted(machine: &Machine, bundle: &Bundle) -> Option<u64> {
+    let is_asked = !machine.faults().is_empty();
+    is_asked.then(|| machine.wasted_pages(bundle.memory().ok()?).ok()).flatten()
+}
+
 impl ToldPaging {
-    /// What a machine's memory has come to so far.
-    pub fn of(machine: &Machine, args: &PagingArgs) -> Self {
+    /// What the memory of a clone of `bundle` has come to so far. Only when faults were counted is it worth the time to find out
+    /// what was copied for nothing.
+    pub fn of(machine: &Machine, bundle: &Bundle, args: &PagingArgs) -> Self {
         let done = machine.pager().map(|pager| pager.statistics()).unwrap_or_default();
         let ahead = machine.prefetched();
         ToldPaging {
@@ -64,11 +77,14 @@ impl ToldPaging {
             automatic: args.paging == Paging::Auto,
             verify: args.verify.name().to_owned(),
             kvm_faults: machine.faults(),
+            kvm_faults_before_answer: machine.faults_before_answer().to_vec(),
             uffd_faults: done.faults,
             copied_bytes: done.copied,
             zeroed_bytes: done.zeroed,
             prefetched_bytes: done.prefetched + ahead.copied,
             read_ahead_bytes: ahead.read_ahead,
+            mapped_pages: ahead.mapped,
+            wasted_pages: wasted(machine, bundle),
             prefetch_cut_short: ahead.cut_short,
         }
     }
@@ -89,14 +105,16 @@ impl ToldPaging {
         }
         if self.backend == "mmap" && self.prefetched_bytes + self.read_ahead_bytes > 0 {
             let cut = if self.prefetch_cut_short { ", cut short by a memory limit" } else { "" };
+            let wasted = self.wasted_pages.map_or(String::new(), |pages| format!(" ({pages} pages in vain)"));
             line += &format!(
-                ", {} bytes copied ahead, {} asked of the disk{cut}",
-                self.prefetched_bytes, self.read_ahead_bytes
+                ", {} bytes copied ahead{wasted}, {} asked of the disk, {} pages mapped{cut}",
+                self.prefetched_bytes, self.read_ahead_bytes, self.mapped_pages
             );
         }
         if !self.kvm_faults.is_empty() {
-            let all: Vec<String> = self.kvm_faults.iter().map(u64::to_string).collect();
-            line += &format!("; page faults of each vCPU: {}", all.join(" "));
+            let list = |all: &[u64]| all.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+            let (all, before) = (list(&self.kvm_faults), list(&self.kvm_faults_before_answer));
+            line += &format!("; page faults of each vCPU: {all}, {before} of them before the answer began");
         }
         line
     }

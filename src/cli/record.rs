@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use snapshot_format::manifest::{Manifest, names};
-use snapshot_format::working_set::WorkingSet;
+use snapshot_format::working_set::{PageRange, WorkingSet};
 
-use crate::bundle::{Bundle, Draft};
+use crate::bundle::{Bundle, Draft, Finished};
 use crate::function::Event;
+use crate::memory;
 use crate::vm::{self, Sample};
 
 use super::args::{EventArgs, RecordArgs};
@@ -27,11 +28,30 @@ pub fn record(args: &RecordArgs) -> Result<u8, Failure> {
     let set = recorded(&bundle, events(args, &bundle, limit)?, limit)?;
     let mut others = bundle.manifest().files.keys().filter(|name| *name != names::WORKING_SET);
     others.try_for_each(|name| draft.share(&bundle, name))?;
-    add(&mut draft, &set)?;
-    draft.finish(Manifest::clone(bundle.manifest()))?;
+    add(&mut draft, &bundle, &set)?;
+    let finished = draft.finish(Manifest::clone(bundle.manifest()))?;
     signals::nothing_to_clean_up();
-    output::line(&summary(&set))?;
+    tell(args, &set, &finished)?;
     Ok(0)
+}
+
+fn tell(args: &RecordArgs, set: &WorkingSet, finished: &Finished) -> Result<(), Failure> {
+    let leftover = finished.leftover.as_deref();
+    if args.json {
+        return output::json(&serde_json::json!({
+            "bundle": finished.path,
+            "working_set": {
+                "read_pages": set.read_pages(),
+                "written_pages": set.written_pages(),
+                "late_pages": set.late_pages(),
+            },
+            "leftover": leftover,
+        }));
+    }
+    if let Some(old) = leftover {
+        eprintln!("ember: the bundle as it was is still at {}; remove it", old.display());
+    }
+    output::line(&summary(set))
 }
 
 /// What clones of `bundle` touch while they answer `events`.
@@ -45,12 +65,15 @@ pub fn recorded(bundle: &Bundle, events: Vec<Event>, limit: Duration) -> Result<
     Ok(vm::record(bundle, &samples, limit, &mut LogSink)?)
 }
 
-/// Adds a working set to a bundle that is being written.
+/// Adds a working set to a bundle that is being written, and has what is only read lie in huge pages where the file system of
+/// `bundle`, which has the same memory, has them.
 ///
 /// # Errors
 /// The disk is full or fails.
-pub fn add(draft: &mut Draft, set: &WorkingSet) -> Result<(), Failure> {
+pub fn add(draft: &mut Draft, bundle: &Bundle, set: &WorkingSet) -> Result<(), Failure> {
     let bytes = set.encode().map_err(|e| Failure::new(Kind::Internal, &e))?;
+    let read = set.read.iter().chain(&set.late_read).map(PageRange::bytes);
+    memory::make_huge(bundle.memory()?, set.memory_len, read);
     Ok(draft.add_bytes(names::WORKING_SET, &bytes)?)
 }
 
@@ -60,23 +83,64 @@ pub fn summary(set: &WorkingSet) -> String {
 }
 
 fn events(args: &RecordArgs, bundle: &Bundle, limit: Duration) -> Result<Vec<Event>, Failure> {
-    let file = |path: &std::path::PathBuf| EventArgs { event: Some(path.clone()), ..EventArgs::default() };
-    let json = |text: &String| EventArgs { event_json: Some(text.clone()), ..EventArgs::default() };
-    let text = |text: &String| EventArgs { event_text: Some(text.clone()), ..EventArgs::default() };
-    let asked = args
-        .event
-        .iter()
-        .map(file)
-        .chain(args.event_json.iter().map(json))
-        .chain(args.event_text.iter().map(text));
     let interface = bundle.manifest().function.interface;
-    let events: Vec<Event> =
-        asked.map(|one| event::from_args(&one, interface, limit)).collect::<Result<_, _>>()?;
-    if events.is_empty() {
-        return Err(Failure::text(
+    asked(args)?.iter().map(|one| event::from_args(one, interface, limit)).collect()
+}
+
+/// Each event as `ember run` takes it.
+fn asked(args: &RecordArgs) -> Result<Vec<EventArgs>, Failure> {
+    let whole = |path: Option<&String>| EventArgs {
+        method: args.method.clone(),
+        path: path.cloned(),
+        header: args.header.clone(),
+        ..EventArgs::default()
+    };
+    let with = || whole(args.path.first());
+    let files = args.event.iter().map(|path| EventArgs { event: Some(path.clone()), ..with() });
+    let json = args.event_json.iter().map(|text| EventArgs { event_json: Some(text.clone()), ..with() });
+    let texts = args.event_text.iter().map(|text| EventArgs { event_text: Some(text.clone()), ..with() });
+    let contents: Vec<EventArgs> = files.chain(json).chain(texts).collect();
+    match (contents.is_empty(), args.path.len()) {
+        (true, 0) => Err(Failure::text(
             Kind::Usage,
-            "There is nothing to record: give an event with --event, --event-json or --event-text",
-        ));
+            "There is nothing to record: give an event with --event, --event-json, --event-text or --path",
+        )),
+        (true, _) => Ok(args.path.iter().map(|path| whole(Some(path))).collect()),
+        (false, 0 | 1) => Ok(contents),
+        (false, _) => Err(Failure::text(
+            Kind::Usage,
+            "Events with content go to one path: record those with other paths without content",
+        )),
     }
-    Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(texts: &[&str], paths: &[&str]) -> RecordArgs {
+        let owned = |all: &[&str]| all.iter().map(|text| (*text).to_owned()).collect();
+        RecordArgs {
+            bundle: "b".into(),
+            event: Vec::new(),
+            event_json: Vec::new(),
+            event_text: owned(texts),
+            method: Some("PUT".to_owned()),
+            path: owned(paths),
+            header: Vec::new(),
+            timeout: None,
+            json: false,
+        }
+    }
+
+    #[test]
+    fn paths_are_events_of_their_own_or_the_one_place_where_content_goes() {
+        let two = asked(&args(&[], &["/a", "/b"])).unwrap();
+        assert_eq!(two.iter().filter_map(|one| one.path.as_deref()).collect::<Vec<_>>(), ["/a", "/b"]);
+        let sent = asked(&args(&["x", "y"], &["/a"])).unwrap();
+        assert!(sent.iter().all(|one| one.path.as_deref() == Some("/a") && one.method.is_some()));
+        assert_eq!(sent.len(), 2);
+        assert!(asked(&args(&["x"], &["/a", "/b"])).is_err());
+        assert!(asked(&args(&[], &[])).is_err());
+    }
 }

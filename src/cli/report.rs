@@ -83,8 +83,9 @@ impl Report {
             events_us: Vec::new(),
             block_requests: done.block_requests,
             paging: None,
-            rebaked: None,
+            // The daemon answers for the jails of its shells.
             jail: None,
+            rebaked: None,
         };
         let since = |us: Option<f64>| us.map(|us| before + us);
         Report {

@@ -201,7 +201,7 @@ impl Run<'_> {
             // Where the kernel finds that the memory file was cut short, before we do, the guest merely breaks.
             .map_err(|failure| self.bundle.check_lengths().err().map_or(failure, Failure::from))
             .map(|lived| Lived {
-                paging: Some(ToldPaging::of(&machine, &self.args.paging)),
+                paging: Some(ToldPaging::of(&machine, self.bundle, &self.args.paging)),
                 jail: Some(inside.told()),
                 ..lived
             });

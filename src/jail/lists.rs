@@ -18,6 +18,8 @@ pub enum List {
     Pager,
     /// The thread that shows the guest's console.
     Console,
+    /// The thread that copies pages beside the guest.
+    Prefetch,
 }
 
 /// What an argument must be like; only its lower 32 bits are looked at.
@@ -80,6 +82,8 @@ const MAIN: &[c_long] = &[
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_getrandom,
+    // Looks whether a bundle's files are still as long as they were.
+    libc::SYS_fstat,
     libc::SYS_dup2,
     libc::SYS_dup3,
     // Looks at descriptors before it closes them, in builds with debug assertions.
@@ -137,7 +141,7 @@ const KVM_SAVE: [u32; 11] = [
     ioctl(2, KVM, 0xa6, 392),  // KVM_GET_XCRS
 ];
 /// What fills a VM, in the order of `vm::Shell::fill`.
-const KVM_FILL: [u32; 25] = [
+const KVM_FILL: [u32; 26] = [
     ioctl(0, KVM, 0x03, 0),    // KVM_CHECK_EXTENSION
     ioctl(3, KVM, 0x02, 4),    // KVM_GET_MSR_INDEX_LIST
     ioctl(3, KVM, 0x05, 8),    // KVM_GET_SUPPORTED_CPUID
@@ -162,6 +166,7 @@ const KVM_FILL: [u32; 25] = [
     ioctl(2, KVM, 0x63, 520),  // KVM_SET_IRQCHIP
     ioctl(1, KVM, 0x7b, 48),   // KVM_SET_CLOCK
     ioctl(2, KVM, 0x7c, 48),   // KVM_GET_CLOCK
+    ioctl(3, KVM, 0xd5, 64),   // KVM_PRE_FAULT_MEMORY
     KVM_GET_TSC_KHZ,
 ];
 /// `KVM_GET_TSC_KHZ`.
@@ -184,8 +189,8 @@ const MAP_ANONYMOUS: u32 = libc::MAP_ANONYMOUS.cast_unsigned();
 impl List {
     /// Every list.
     #[cfg(test)]
-    pub(super) const ALL: [List; 6] =
-        [List::Main, List::Shell, List::Vcpu, List::SavedVcpu, List::Pager, List::Console];
+    pub(super) const ALL: [List; 7] =
+        [List::Main, List::Shell, List::Vcpu, List::SavedVcpu, List::Pager, List::Console, List::Prefetch];
 
     fn calls(self) -> Vec<c_long> {
         match self {
@@ -193,14 +198,14 @@ impl List {
             List::Shell => [MAIN, SHELL].concat(),
             List::Vcpu | List::SavedVcpu => VCPU.to_vec(),
             List::Pager => PAGER.to_vec(),
-            List::Console => Vec::new(),
+            List::Console | List::Prefetch => Vec::new(),
         }
     }
 
     fn ioctls(self) -> Vec<u32> {
         match self {
             // Its devices are served through eventfds alone.
-            List::Main | List::Console => Vec::new(),
+            List::Main | List::Console | List::Prefetch => Vec::new(),
             List::Shell => KVM_FILL.to_vec(),
             List::Vcpu => vec![KVM_RUN],
             List::SavedVcpu => [KVM_RUN, KVM_GET_TSC_KHZ].into_iter().chain(KVM_SAVE).collect(),
@@ -222,10 +227,9 @@ impl List {
 }
 
 /// Looks at what is open, and not at paths: with `AT_EMPTY_PATH` the path is not looked at unless it is given.
-fn metadata() -> [Allowed; 3] {
+fn metadata() -> [Allowed; 2] {
     let of_descriptor = |index| Check::With { index, bits: libc::AT_EMPTY_PATH.cast_unsigned() };
     [
-        Allowed { call: libc::SYS_fstat, checks: Vec::new() },
         Allowed { call: libc::SYS_newfstatat, checks: vec![of_descriptor(3)] },
         Allowed { call: libc::SYS_statx, checks: vec![of_descriptor(2)] },
     ]
@@ -254,7 +258,7 @@ fn signals(list: List) -> [Allowed; 2] {
     let itself = |index| Check::Is { index, value: thread };
     let (in_process, by_thread) = match list {
         List::Main | List::Shell => (vec![process], Vec::new()),
-        List::Vcpu | List::SavedVcpu | List::Pager | List::Console => {
+        List::Vcpu | List::SavedVcpu | List::Pager | List::Console | List::Prefetch => {
             (vec![process, itself(1)], vec![itself(0)])
         }
     };

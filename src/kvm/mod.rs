@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 mod kick;
+mod pre_fault;
 mod probe;
 mod run;
 mod statistics;

@@ -20,6 +20,8 @@ pub struct Probe {
     pub kind: HostKind,
     /// Bytes of the XSAVE area.
     pub xsave_len: usize,
+    /// Whether pages can be mapped for a guest before it asks.
+    pub maps_ahead: bool,
 }
 
 /// Opens `/dev/kvm`, checks the capabilities, creates and drops a VM.
@@ -33,7 +35,7 @@ pub fn probe() -> Result<Probe, SystemError> {
         _ => SystemError::Capability { name: "KVM_CREATE_VM" },
     })?;
     let kind = if has_hardware_virtualisation() { HostKind::Hardware } else { HostKind::Software };
-    Ok(Probe { kind, xsave_len: system.xsave_len() })
+    Ok(Probe { kind, xsave_len: system.xsave_len(), maps_ahead: system.maps_ahead() })
 }
 
 /// The kernel shows the CPU flag only when the feature is usable, and the module's folder only when it is loaded.

@@ -12,6 +12,10 @@ use super::vm::{VmError, ioctl};
 /// `KVM_MAX_MSR_ENTRIES` of the kernel: how many MSRs one call takes (Documentation/virt/kvm/api.rst, 4.18).
 const MSRS_PER_CALL: usize = 256;
 
+/// What KVM says no more of than EFAULT. A memory file that was cut short is found out by whoever has it open.
+const NO_PAGE: &str =
+    "a page of its memory cannot be brought in, as when the disk that holds the bundle fails";
+
 /// Size of `struct kvm_xsave` without the dynamic part.
 const XSAVE_MIN: usize = 4096;
 
@@ -91,6 +95,7 @@ impl KvmVcpu {
             }
             Ok(other) => Ok(Exit::Broken(format!("of an exit that Ember does not serve: {other:?}"))),
             Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => Ok(Exit::Interrupted),
+            Err(e) if e.errno() == libc::EFAULT => Ok(Exit::Broken(NO_PAGE.to_owned())),
             Err(source) => Err(VmError::Ioctl { call: "KVM_RUN", source }),
         }
     }

@@ -123,6 +123,12 @@ impl System {
         self.has(Cap::TscControl)
     }
 
+    /// Whether pages can be mapped for a guest before it asks (Documentation/virt/kvm/api.rst, 4.143, KVM_CAP_PRE_FAULT_MEMORY).
+    pub fn maps_ahead(&self) -> bool {
+        const KVM_CAP_PRE_FAULT_MEMORY: libc::c_ulong = 236;
+        self.kvm.check_extension_raw(KVM_CAP_PRE_FAULT_MEMORY) > 0
+    }
+
     /// Creates an empty VM.
     ///
     /// # Errors

@@ -61,6 +61,11 @@ pub fn regions(bytes: u64) -> Vec<Region> {
     regions
 }
 
+/// Guest physical address of what lies at `offset` of the `memory` file.
+pub fn guest_address(offset: u64) -> u64 {
+    offset.checked_sub(MMIO_GAP_START).map_or(offset, |behind| MMIO_GAP_END.saturating_add(behind))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,6 +83,10 @@ mod tests {
         assert_eq!(all.len(), 2);
         assert_eq!(all[1].start, MMIO_GAP_END);
         assert_eq!(all[1].file_offset, all[0].len);
+        for region in &all {
+            assert_eq!(guest_address(region.file_offset), region.start);
+            assert_eq!(guest_address(region.file_offset + region.len - 1), region.start + region.len - 1);
+        }
         assert_eq!(all.iter().map(|r| r.len).sum::<u64>(), bytes);
     }
 }

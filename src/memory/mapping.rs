@@ -6,15 +6,15 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 
-use memmap2::{MmapMut, MmapOptions};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap, VolatileMemory, VolatileSlice,
 };
 
 use super::layout::{self, Region};
-use super::place::page_entries;
+use super::place::{HUGE, page_entries};
 use super::{GuestMemory, Touch};
 
 /// Why guest memory could not be mapped.
@@ -57,9 +57,7 @@ pub enum MapError {
 /// # Errors
 /// The host has no room for it.
 pub fn anonymous(bytes: u64) -> Result<GuestMemory, MapError> {
-    build(bytes, |region| {
-        MmapOptions::new().len(length(region)?).no_reserve_swap().map_anon().map_err(failed(region))
-    })
+    build(bytes, |region| map(region, None))
 }
 
 /// A private copy-on-write view of a bundle's `memory` file: pages are read from the page cache, which every clone
@@ -72,13 +70,7 @@ pub fn copy_on_write(file: &File, bytes: u64) -> Result<GuestMemory, MapError> {
     if found != bytes {
         return Err(MapError::Length { found, expected: bytes });
     }
-    build(bytes, |region| {
-        let mut options = MmapOptions::new();
-        options.offset(region.file_offset).len(length(region)?).no_reserve_swap();
-        // SAFETY: the mapping is private and the file lies in a bundle, which is never written again; the guest's
-        // accesses are volatile, so even a file that changes under us cannot break this process's own invariants.
-        unsafe { options.map_copy(file) }.map_err(failed(region))
-    })
+    build(bytes, |region| map(region, Some(file)))
 }
 
 /// Puts a private copy-on-write view of a bundle's `memory` file in the place of memory that nobody has used yet. The addresses
@@ -123,21 +115,56 @@ pub fn addresses(memory: &GuestMemory) -> Vec<Range<usize>> {
     memory.iter().map(range).collect()
 }
 
-fn build(bytes: u64, map: impl Fn(&Region) -> Result<MmapMut, MapError>) -> Result<GuestMemory, MapError> {
+fn build(bytes: u64, map: impl Fn(&Region) -> Result<Mapping, MapError>) -> Result<GuestMemory, MapError> {
     let regions = layout::regions(bytes);
     let mapped = regions.iter().map(|region| adopt(region, map(region)?)).collect::<Result<Vec<_>, _>>()?;
     let whole = Region { start: 0, len: bytes, file_offset: 0 };
     GuestMemory::from_regions(mapped).map_err(|_| no_region(&whole))
 }
 
+/// A mapping that nobody removes.
+struct Mapping {
+    address: *mut libc::c_void,
+    len: usize,
+}
+
+/// Maps a region where a huge page of the host's can stand behind each huge page of the guest's: hardware maps 2 MiB at once only
+/// where both addresses are multiples of it. A file system without huge pages gives addresses that are not.
+fn map(region: &Region, file: Option<&File>) -> Result<Mapping, MapError> {
+    let len = length(region)?;
+    let room = len.checked_add(HUGE).ok_or_else(|| no_region(region))?;
+    let flags = libc::MAP_PRIVATE | libc::MAP_NORESERVE;
+    let anonymous = flags | libc::MAP_ANONYMOUS;
+    // SAFETY: the kernel chooses the place, so that nothing that is mapped is touched; nobody can access what it gives.
+    let reserved = unsafe { libc::mmap(std::ptr::null_mut(), room, libc::PROT_NONE, anonymous, -1, 0) };
+    let reserved = checked(reserved).map_err(failed(region))?;
+    let address = reserved.wrapping_byte_add((reserved as usize).next_multiple_of(HUGE) - reserved as usize);
+    let (descriptor, offset) = match file {
+        Some(file) => (file.as_raw_fd(), region.file_offset),
+        None => (-1, 0),
+    };
+    let offset = libc::off_t::try_from(offset).map_err(|_| no_region(region))?;
+    let flags = libc::MAP_FIXED | if file.is_some() { flags } else { anonymous };
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: the range lies within what was reserved above and is this function's alone. A mapping of a file is private and the
+    // file lies in a bundle, which is never written again; the guest's accesses are volatile, so that even a file that changes
+    // under us cannot break this process's own invariants.
+    let mapped = unsafe { libc::mmap(address, len, protection, flags, descriptor, offset) };
+    checked(mapped).map_err(failed(region))?;
+    Ok(Mapping { address, len })
+}
+
+fn checked(mapped: *mut libc::c_void) -> io::Result<*mut libc::c_void> {
+    if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(mapped) }
+}
+
 /// Turns a mapping that lives for ever into a region of guest memory.
-fn adopt(region: &Region, map: MmapMut) -> Result<GuestRegionMmap<()>, MapError> {
-    let map: &'static mut MmapMut = Box::leak(Box::new(map));
-    let builder = MmapRegionBuilder::new(map.len())
+fn adopt(region: &Region, map: Mapping) -> Result<GuestRegionMmap<()>, MapError> {
+    let builder = MmapRegionBuilder::new(map.len)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE);
-    // SAFETY: the pointer is the start of a leaked mapping of exactly this length and protection.
-    let builder = unsafe { builder.with_raw_mmap_pointer(map.as_mut_ptr()) };
+    // SAFETY: the pointer is the start of a mapping of exactly this length and protection, which nobody ever removes.
+    let builder = unsafe { builder.with_raw_mmap_pointer(map.address.cast()) };
     let mapping = builder.build().map_err(|_| no_region(region))?;
     GuestRegionMmap::new(mapping, GuestAddress(region.start)).ok_or_else(|| no_region(region))
 }
@@ -365,6 +392,15 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
         assert!(matches!(copy_on_write(&file, 2 << 20), Err(MapError::Length { found: 1_048_576, .. })));
+    }
+
+    #[test]
+    fn huge_pages_of_host_and_guest_coincide() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(6 << 20).unwrap();
+        for memory in [anonymous(6 << 20).unwrap(), copy_on_write(&file, 6 << 20).unwrap()] {
+            assert!(addresses(&memory).iter().all(|region| region.start.is_multiple_of(2 << 20)));
+        }
     }
 
     #[test]

@@ -5,7 +5,9 @@
 // UNSAFE: mapping files and asking for residency are contracts with the kernel that the compiler cannot see.
 #![allow(unsafe_code)]
 
+mod ahead;
 mod budget;
+mod collapse;
 pub mod layout;
 mod mapping;
 mod place;
@@ -14,11 +16,13 @@ mod program;
 mod source;
 mod uffd;
 
+pub use ahead::{GuestTables, map_ahead};
 pub use budget::free_bytes;
+pub use collapse::{make_huge, tmpfs_has_huge_pages};
 pub use mapping::{
     MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,
 };
-pub use prefetch::{Expected, Prefetched, copy_written, read_ahead, within};
+pub use prefetch::{Expected, Late, Prefetched, copy_written, read_ahead, unchanged_pages, within};
 pub use program::Program;
 pub use source::{ChunkError, ChunkSource};
 pub use uffd::{

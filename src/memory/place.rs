@@ -7,6 +7,9 @@ use std::os::unix::fs::FileExt;
 
 use super::{GuestMemory, addresses};
 
+/// A huge page, bytes: what one entry of a page directory maps.
+pub(super) const HUGE: usize = 2 << 20;
+
 /// A region of guest memory: its addresses in this process, and where it begins in the `memory` file.
 #[derive(Debug, Clone)]
 pub(super) struct Mapped {

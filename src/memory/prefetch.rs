@@ -5,14 +5,22 @@
 //! cold page cache are asked for in few large requests, which a disk serves many times faster than one after the other.
 
 use std::fs::File;
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
 
 use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::place::{Mapped, address_of, mapped};
-use super::{GuestMemory, layout};
+use super::uffd::OnStart;
+use super::{Bytes, GuestAddress, GuestMemory, layout};
+
+/// A page, bytes.
+const PAGE: usize = 4096;
 
 /// Most bytes copied before the first instruction. What a working set has beyond this is left to the guest's own faults.
 const COPIED_MAX: u64 = 32 << 20;
@@ -28,6 +36,29 @@ pub struct Expected {
     pub read: Vec<Range<u64>>,
     /// Written.
     pub written: Vec<Range<u64>>,
+    /// Only read, and only once the answer's first piece is there.
+    pub late_read: Vec<Range<u64>>,
+    /// Written only then.
+    pub late_written: Vec<Range<u64>>,
+}
+
+impl Expected {
+    /// All of it, in no order.
+    pub fn all(&self) -> impl Iterator<Item = &Range<u64>> {
+        self.read.iter().chain(&self.written).chain(&self.late_read).chain(&self.late_written)
+    }
+
+    /// Without those of the written ranges that [`copy_written`] left out.
+    #[must_use]
+    pub fn as_copied(mut self, done: &Prefetched) -> Self {
+        let mut left = done.copied;
+        self.written.retain(|range| {
+            let rest = left.checked_sub(range.end - range.start);
+            left = rest.unwrap_or(0);
+            rest.is_some()
+        });
+        self
+    }
 }
 
 /// What was done.
@@ -37,13 +68,15 @@ pub struct Prefetched {
     pub copied: u64,
     /// Bytes that the kernel was asked to read from the disk.
     pub read_ahead: u64,
+    /// Pages that were mapped for the guest before it asked.
+    pub mapped: u64,
     /// Whether a memory limit, or the lack of memory, left something out.
     pub cut_short: bool,
 }
 
 /// Asks the kernel to read what is expected and not in the page cache. It does not wait for the disk.
 pub fn read_ahead(file: &File, expected: &Expected) -> Prefetched {
-    let mut all: Vec<Range<u64>> = expected.read.iter().chain(&expected.written).cloned().collect();
+    let mut all: Vec<Range<u64>> = expected.all().cloned().collect();
     all.sort_unstable_by_key(|range| range.start);
     if is_warm(file, &all) {
         return Prefetched::default();
@@ -59,22 +92,90 @@ pub fn read_ahead(file: &File, expected: &Expected) -> Prefetched {
     done
 }
 
-/// Copies the pages that are expected to be written, within what a memory limit leaves (`most` bytes): beyond it the kernel
-/// would end the process instead of failing.
+/// Copies the pages that are expected to be written before an answer begins, within what a memory limit leaves (`most` bytes):
+/// beyond it the kernel would end the process instead of failing.
 pub fn copy_written(memory: &GuestMemory, expected: &Expected, most: Option<u64>) -> Prefetched {
-    let places = mapped(memory);
-    let mut left = most.unwrap_or(u64::MAX).min(COPIED_MAX);
+    let all: u64 = expected.written.iter().map(|range| range.end - range.start).sum();
     let mut done = Prefetched::default();
-    for range in &expected.written {
-        let len = range.end - range.start;
-        if len > left || !populated(&places, range) {
-            done.cut_short = true;
-            break;
-        }
-        left -= len;
-        done.copied += len;
-    }
+    copy(memory, &expected.written, most.unwrap_or(u64::MAX).min(COPIED_MAX), |range| {
+        done.copied += range.end - range.start;
+    });
+    done.cut_short = done.copied < all;
     done
+}
+
+/// What is expected to be written late: a thread copies it once it is told to begin.
+#[derive(Debug)]
+pub struct Late {
+    begin: Sender<()>,
+    copied: Arc<AtomicU64>,
+}
+
+impl Late {
+    /// Makes the thread, which begins with `on_start` and waits; it copies within what a memory limit leaves (`most` bytes).
+    ///
+    /// # Errors
+    /// The host has no room for another thread.
+    pub fn new(
+        memory: GuestMemory,
+        ranges: Vec<Range<u64>>,
+        most: Option<u64>,
+        on_start: OnStart,
+    ) -> io::Result<Self> {
+        let (begin, begun) = channel();
+        let copied = Arc::new(AtomicU64::new(0));
+        let told = copied.clone();
+        let beside = move || {
+            // Without its walls it does nothing, and the guest's own faults copy.
+            if on_start().is_ok() && begun.recv().is_ok() {
+                copy(&memory, &ranges, most.unwrap_or(u64::MAX).min(COPIED_MAX), |range| {
+                    told.fetch_add(range.end - range.start, Ordering::Relaxed);
+                });
+            }
+        };
+        std::thread::Builder::new().name("prefetch".to_owned()).spawn(beside)?;
+        Ok(Late { begin, copied })
+    }
+
+    /// Lets the thread begin; a second time nothing happens.
+    pub fn begin(&self) {
+        // A thread that is done listens no longer.
+        self.begin.send(()).unwrap_or_default();
+    }
+
+    /// Bytes that were copied so far.
+    pub fn copied(&self) -> u64 {
+        self.copied.load(Ordering::Relaxed)
+    }
+}
+
+/// Copies ranges until `left` bytes are used up or the kernel refuses.
+fn copy(memory: &GuestMemory, ranges: &[Range<u64>], mut left: u64, mut copied: impl FnMut(&Range<u64>)) {
+    let places = mapped(memory);
+    for range in ranges {
+        let Some(rest) = left.checked_sub(range.end - range.start).filter(|_| populated(&places, range))
+        else {
+            break;
+        };
+        left = rest;
+        copied(range);
+    }
+}
+
+/// How many pages of ranges of the `memory` file are in memory as they are in the file.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn unchanged_pages(memory: &GuestMemory, file: &File, ranges: &[Range<u64>]) -> io::Result<u64> {
+    let (mut is, mut was) = ([0; PAGE], [0; PAGE]);
+    let mut unchanged = 0;
+    for offset in ranges.iter().flat_map(|range| range.clone().step_by(PAGE)) {
+        let place = GuestAddress(layout::guest_address(offset));
+        memory.read_slice(&mut is, place).map_err(io::Error::other)?;
+        file.read_exact_at(&mut was, offset)?;
+        unchanged += u64::from(is == was);
+    }
+    Ok(unchanged)
 }
 
 /// Whether pages spread over the ranges are in the page cache. mincore() says so of every page of a file that this user may not
@@ -129,10 +230,8 @@ pub fn within(ranges: impl IntoIterator<Item = Range<u64>>, bytes: u64) -> Vec<R
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use super::*;
-    use crate::memory::{Bytes, GuestAddress, copy_on_write};
+    use crate::memory::{Touch, copy_on_write, own_pages};
 
     #[test]
     fn what_is_copied_ahead_has_the_file_s_content_and_is_the_clone_s_own() {
@@ -142,23 +241,53 @@ mod tests {
         let expected = Expected {
             read: std::iter::once(0..4096).collect(),
             written: vec![8192..16384, 1 << 20..(1 << 20) + 4096],
+            ..Expected::default()
         };
-        assert_eq!(
-            copy_written(&memory, &expected, None),
-            Prefetched { copied: 12288, ..Prefetched::default() }
-        );
+        let done = copy_written(&memory, &expected, None);
+        assert_eq!(done, Prefetched { copied: 12288, ..Prefetched::default() });
+        assert_eq!(expected.clone().as_copied(&done), expected);
+        let less = expected.clone().as_copied(&Prefetched { copied: 8192, ..done });
+        assert_eq!((less.written.as_slice(), &less.read), (&expected.written[..1], &expected.read));
         assert_eq!(memory.read_obj::<u8>(GuestAddress(8192)).unwrap(), 7);
+        assert_eq!(unchanged_pages(&memory, &file, &expected.written).unwrap(), 3);
         memory.write_obj(9u8, GuestAddress(8192)).unwrap();
+        assert_eq!(unchanged_pages(&memory, &file, &expected.written).unwrap(), 2);
         let mut page = [0; 4096];
         file.read_exact_at(&mut page, 8192).unwrap();
         assert_eq!(page[0], 7);
     }
 
     #[test]
+    fn what_is_late_is_copied_beside_once_it_is_time() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[7; 1 << 20], 0).unwrap();
+        let memory = copy_on_write(&file, 1 << 20).unwrap();
+        let late = Late::new(memory.clone(), vec![0..8192, 65536..69632], None, Box::new(|| Ok(()))).unwrap();
+        assert_eq!(late.copied(), 0);
+        late.begin();
+        while late.copied() < 12288 {
+            std::thread::yield_now();
+        }
+        late.begin();
+        let own = own_pages(&memory).unwrap().into_iter().filter(|touch| *touch == Touch::Written);
+        assert_eq!(own.count(), 3);
+    }
+
+    #[test]
+    fn copying_ends_where_the_budget_does() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        let memory = copy_on_write(&file, 1 << 20).unwrap();
+        let mut copied = Vec::new();
+        copy(&memory, &[0..4096, 8192..16384, 65536..69632], 8192, |range| copied.push(range.clone()));
+        assert_eq!(copied, std::iter::once(0..4096).collect::<Vec<_>>());
+    }
+
+    #[test]
     fn a_warm_page_cache_is_left_alone() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 1 << 20], 0).unwrap();
-        let expected = Expected { read: std::iter::once(0..65536).collect(), written: vec![] };
+        let expected = Expected { read: std::iter::once(0..65536).collect(), ..Expected::default() };
         assert_eq!(read_ahead(&file, &expected), Prefetched::default());
     }
 

@@ -216,8 +216,9 @@ fn options(daemon: &File) -> RestoreOptions {
         prefetch: Prefetch::All,
         door: Door::Host,
         count_faults: false,
-        copied_max: None,
         on_pager_failure: Box::new(move |error| words(&Failure::new(error.kind(), &error)).say()),
+        // Nothing can be asked of a control group in here.
+        copied_max: None,
         memory_cut_short: Some(words(&Failure::text(Kind::BadBundle, CUT_SHORT))),
     }
 }

@@ -36,11 +36,46 @@ pub fn examine_host() -> Vec<Finding> {
         Ok(probe) => vec![
             finding("/dev/kvm", Verdict::Good, "can be opened and creates VMs".to_owned(), None),
             virtualisation(probe.kind),
+            mapping_ahead(probe.maps_ahead),
         ],
         Err(error) => vec![finding("/dev/kvm", Verdict::Bad, chain(&error), kvm_mend(&error))],
     };
     findings.push(lazy_paging());
+    findings.push(huge_pages(memory::tmpfs_has_huge_pages()));
     findings
+}
+
+fn mapping_ahead(can: bool) -> Finding {
+    let what = "mapping ahead";
+    if can {
+        let found = "KVM maps the pages of a working set before a clone asks".to_owned();
+        finding(what, Verdict::Good, found, None)
+    } else {
+        finding(
+            what,
+            Verdict::Limited,
+            "KVM has no KVM_CAP_PRE_FAULT_MEMORY: a clone takes a page fault for each page of its working set".to_owned(),
+            Some("use VMX or SVM with nested paging and Linux 6.11 or newer as the host's kernel"),
+        )
+    }
+}
+
+fn huge_pages(can: bool) -> Finding {
+    let what = "huge pages of a tmpfs";
+    if can {
+        let found = "clones of a bundle on a tmpfs share what they only read in pages of 2 MiB".to_owned();
+        finding(what, Verdict::Good, found, None)
+    } else {
+        finding(
+            what,
+            Verdict::Limited,
+            "the kernel has none: clones of a bundle on a tmpfs fault for each 4 KiB that they read"
+                .to_owned(),
+            Some(
+                "anything but `deny` in /sys/kernel/mm/transparent_hugepage/shmem_enabled, on a kernel with CONFIG_TRANSPARENT_HUGEPAGE, will do",
+            ),
+        )
+    }
 }
 
 fn virtualisation(kind: HostKind) -> Finding {

@@ -160,6 +160,7 @@ pub fn invoke(
             ) => {
                 if sink.take(piece).map_err(InvokeError::Sink)? && std::mem::take(&mut first) {
                     timeline.mark(FIRST_ANSWER);
+                    drive.machine().answer_begins();
                 }
             }
             Happening::Notice(_) | Happening::Watched(_) => {}

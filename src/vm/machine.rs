@@ -20,6 +20,7 @@ use crate::vcpu::{self, MsrSelection, ThreadError, VcpuThread};
 use super::capture::{self, CaptureError, Moment, Parts};
 use super::lifecycle::{Action, Event, State};
 use super::opened::Host;
+use super::prefetch::{Ahead, Done};
 use super::saved::SavedMachine;
 use super::shell::{Built, Shell};
 use super::start::LoadError;
@@ -67,6 +68,8 @@ pub struct Plan<'a> {
     pub devices: DeviceSetup,
     /// Boot or restore.
     pub origin: Origin<'a>,
+    /// What is mapped for the guest before it asks.
+    pub ahead: Ahead,
     /// Whether to count the page faults of each vCPU.
     pub count_faults: bool,
     /// Where the phases of the construction are marked.
@@ -164,10 +167,12 @@ pub struct Machine {
     pager: Option<Pager>,
     /// KVM's count of page faults, of each vCPU; empty unless asked for.
     faults: Vec<FaultCount>,
+    /// What it was when the first answer began.
+    faults_before: Vec<u64>,
     requests: RequestLine,
     epoll: Epoll,
     sources: Vec<EventToken>,
-    prefetched: Prefetched,
+    prefetched: Done,
 }
 
 impl Machine {
@@ -176,13 +181,13 @@ impl Machine {
     /// # Errors
     /// See [`BuildError`]; nothing of a half-built machine is left.
     pub fn build(plan: Plan<'_>) -> Result<Self, BuildError> {
-        let Plan { host, shape, memory, devices, origin, count_faults, timeline } = plan;
-        Shell::build(host, shape, memory, count_faults, timeline)?.fill(devices, origin, timeline)
+        let Plan { host, shape, memory, devices, origin, ahead, count_faults, timeline } = plan;
+        Shell::build(host, shape, memory, count_faults, timeline)?.fill(devices, origin, ahead, timeline)
     }
 
     /// The machine that a shell has become.
     pub(super) fn new(parts: Built) -> Result<Self, BuildError> {
-        let Built { shape, tsc_khz, msrs, vcpus, devices, vm, memory, faults, requests } = parts;
+        let Built { shape, tsc_khz, msrs, vcpus, devices, vm, memory, faults, requests, prefetched } = parts;
         let (epoll, sources) = event_loop(&devices, &requests).map_err(BuildError::Events)?;
         Ok(Machine {
             shape,
@@ -196,22 +201,38 @@ impl Machine {
             memory,
             pager: None,
             faults,
+            faults_before: Vec::new(),
             requests,
             epoll,
             sources,
-            prefetched: Prefetched::default(),
+            prefetched,
         })
     }
 
-    /// Notes what was brought in before the start.
-    pub(super) fn with_prefetched(mut self, prefetched: Prefetched) -> Self {
-        self.prefetched = prefetched;
-        self
+    /// What was brought in before the guest asked.
+    pub fn prefetched(&self) -> Prefetched {
+        self.prefetched.so_far()
     }
 
-    /// What was brought in before the start.
-    pub fn prefetched(&self) -> Prefetched {
-        self.prefetched
+    /// How many of the pages that were copied before the start the guest has not changed; `file` holds the memory as it was.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn wasted_pages(&self, file: &File) -> io::Result<u64> {
+        self.prefetched.wasted(&self.memory, file)
+    }
+
+    /// An answer has begun: what is expected to be touched from now on is brought in beside the guest.
+    pub(super) fn answer_begins(&mut self) {
+        self.prefetched.begin_late();
+        if self.faults_before.is_empty() {
+            self.faults_before = self.faults();
+        }
+    }
+
+    /// Page faults that KVM had handled when the first answer began, of each vCPU; empty as [`faults`](Self::faults).
+    pub fn faults_before_answer(&self) -> &[u64] {
+        &self.faults_before
     }
 
     /// Names the pager that serves this machine's memory, to be asked what it has done.

@@ -14,6 +14,7 @@ mod machine;
 mod opened;
 #[cfg(test)]
 mod points;
+mod prefetch;
 mod record;
 mod request;
 mod saved;

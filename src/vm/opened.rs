@@ -86,6 +86,14 @@ impl Ground {
         matches!(self, Ground::Shell(_))
     }
 
+    /// What the thread that copies late does first; none where no thread may be started.
+    pub(super) fn late_thread(&self) -> Option<OnStart> {
+        match self {
+            Ground::Host(host) => Some(host.confine_thread(List::Prefetch)),
+            Ground::Shell(_) => None,
+        }
+    }
+
     /// A view of a bundle's `memory` file: a new one, or one in the place of what the shell has.
     pub(super) fn copy_on_write(&self, file: &File, shape: Shape) -> Result<GuestMemory, StartError> {
         match self {
@@ -104,6 +112,8 @@ impl Ground {
 pub struct Opened {
     pub(super) ground: Ground,
     pub(super) drives: Vec<DriveSetup>,
+    /// /proc/self/pagemap, which tells of huge pages.
+    pub(super) pagemap: Option<File>,
 }
 
 impl Opened {
@@ -124,12 +134,12 @@ impl Opened {
             Ok(DriveSetup { id: drive.id.clone(), backing })
         });
         let drives = drives.collect::<Result<_, StartError>>()?;
-        Ok(Opened { ground: Ground::Host(Host::open(confinement)?), drives })
+        Ok(Opened { ground: Ground::Host(Host::open(confinement)?), drives, pagemap: pagemap() })
     }
 
-    /// A shell, and what somebody else has opened for it.
+    /// A shell, and what somebody else has opened for it. It can open nothing itself, and looks for no huge pages.
     pub fn in_shell(shell: Shell, drives: Vec<DriveSetup>) -> Self {
-        Opened { ground: Ground::Shell(Box::new(shell)), drives }
+        Opened { ground: Ground::Shell(Box::new(shell)), drives, pagemap: None }
     }
 }
 
@@ -141,4 +151,9 @@ pub fn private_file() -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?.into())
+}
+
+/// /proc/self/pagemap. Where it cannot be opened no huge pages are looked for.
+fn pagemap() -> Option<File> {
+    File::open("/proc/self/pagemap").ok()
 }

@@ -21,6 +21,7 @@ use crate::function::Conversation;
 use crate::memory::{self, layout};
 use crate::vcpu::{from_blob, list_from_blob};
 
+use super::prefetch::Ahead;
 use super::testing::{Answer, SHAPE, ask, contract, guest, restored, soon};
 use super::*;
 
@@ -102,6 +103,7 @@ impl Rig {
             memory: memory::anonymous(SHAPE.memory_bytes).unwrap(),
             devices: setup(&console),
             origin: Origin::Cold(&load),
+            ahead: Ahead::default(),
             count_faults: false,
             timeline: &mut Timeline::start(),
         })
@@ -119,6 +121,7 @@ impl Rig {
             memory: memory::copy_on_write(&snapshot.memory, SHAPE.memory_bytes).unwrap(),
             devices: setup(&console),
             origin: Origin::Saved(Box::new(saved)),
+            ahead: Ahead::default(),
             count_faults: false,
             timeline: &mut Timeline::start(),
         })

@@ -3,11 +3,12 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use snapshot_format::manifest::Interface;
 use snapshot_format::working_set::{PageRange, WorkingSet};
 
 use crate::bundle::Bundle;
-use crate::function::{Conversation, Event, RestoreMessage, SessionError};
-use crate::memory::{self, RecordError, Touch};
+use crate::function::{Conversation, Event, Notice, RestoreMessage, SessionError, Stream};
+use crate::memory::{self, RecordError, Recorder, Touch};
 
 use super::drive::Drive;
 use super::invoke::{AnswerSink, InvokeError, invoke, wake};
@@ -75,28 +76,53 @@ pub fn record(
     limit: Duration,
     sink: &mut dyn AnswerSink,
 ) -> Result<WorkingSet, RecordingError> {
-    let mut all = Vec::new();
+    let mut all: Vec<Recording> = Vec::new();
     for (number, sample) in (1..).zip(samples) {
         all.push(record_one(bundle, number, sample, limit, sink)?);
     }
     Ok(union(bundle.manifest().machine.memory_bytes, &all))
 }
 
-/// One clone tells what is touched, another what is written: memory in which touches can be told is the clone's own from the
-/// first read on.
+/// What one answer touched.
+#[derive(Debug, Default)]
+struct Recording {
+    /// Until its first piece was there.
+    early: Vec<Touch>,
+    /// Until its end.
+    whole: Vec<Touch>,
+}
+
+impl Recording {
+    /// One clone tells what is touched, another what is written: memory in which touches can be told is the clone's own from the
+    /// first read on.
+    fn with_written(mut self, written: &Recording) -> Self {
+        note_written(&mut self.early, &written.early);
+        note_written(&mut self.whole, &written.whole);
+        self
+    }
+
+    /// What happened to a page, and whether that began before the first piece.
+    fn page(&self, page: usize) -> (Touch, bool) {
+        let of = |pages: &[Touch]| pages.get(page).copied().unwrap_or_default();
+        (of(&self.whole), of(&self.early) != Touch::None)
+    }
+}
+
+fn note_written(pages: &mut [Touch], written: &[Touch]) {
+    for (page, _) in pages.iter_mut().zip(written).filter(|(_, written)| **written == Touch::Written) {
+        *page = Touch::Written;
+    }
+}
+
 fn record_one(
     bundle: &Bundle,
     number: usize,
     sample: &Sample,
     limit: Duration,
     sink: &mut dyn AnswerSink,
-) -> Result<Vec<Touch>, RecordingError> {
+) -> Result<Recording, RecordingError> {
     let mut one = |watched| watch(bundle, number, sample, limit, watched, sink);
-    let (mut pages, written) = (one(Watched::Touches)?, one(Watched::Writes)?);
-    for (page, _) in pages.iter_mut().zip(written).filter(|(_, written)| *written == Touch::Written) {
-        *page = Touch::Written;
-    }
-    Ok(pages)
+    Ok(one(Watched::Touches)?.with_written(&one(Watched::Writes)?))
 }
 
 fn watch(
@@ -106,51 +132,103 @@ fn watch(
     limit: Duration,
     watched: Watched,
     sink: &mut dyn AnswerSink,
-) -> Result<Vec<Touch>, RecordingError> {
+) -> Result<Recording, RecordingError> {
     let timeline = &mut Timeline::start();
     let manifest = bundle.manifest();
-    let (mut machine, recorder) = restore_watched(bundle, sample.message.generation, watched, timeline)?;
+    let (mut machine, memory, recorder) =
+        restore_watched(bundle, sample.message.generation, watched, timeline)?;
+    let so_far = || match &recorder {
+        Some(recorder) => Ok(recorder.so_far()),
+        None => memory::own_pages(&memory),
+    };
+    let prints_answer = manifest.function.interface == Interface::Exec;
+    let mut sink = FirstPiece { sink, prints_answer, so_far: &so_far, early: None };
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
-    let answered = wake(&mut drive, &sample.message, sink, timeline)
-        .and_then(|()| invoke(&mut drive, &sample.event, Some(Instant::now() + limit), sink, timeline));
+    let answered = wake(&mut drive, &sample.message, &mut sink, timeline)
+        .and_then(|()| invoke(&mut drive, &sample.event, Some(Instant::now() + limit), &mut sink, timeline));
+    let early = sink.early;
     // Nothing of it may touch a page once nobody brings pages in.
     let frozen = machine.freeze()?;
-    let pages = match recorder {
-        Some(recorder) => recorder.finish()?,
-        None => memory::own_pages(frozen.memory()).map_err(RecordingError::Written)?,
-    };
+    let whole = so_far().map_err(RecordingError::Written)?;
+    recorder.map_or(Ok(()), Recorder::finish)?;
     frozen.keep();
     machine.leave();
     match answered {
-        Ok(0) => Ok(pages),
+        // An answer without a piece has its end for a first.
+        Ok(0) => Ok(Recording { early: early.unwrap_or_else(|| whole.clone()), whole }),
         Ok(exit_code) => Err(RecordingError::Failed { number, exit_code }),
         Err(source) => Err(RecordingError::NoAnswer { number, source }),
     }
 }
 
-/// The pages that not only few of the recordings have. A page counts as written when most of those that touched it wrote it: it is
-/// copied ahead, which is lost where it is only read.
-fn union(memory_len: u64, all: &[Vec<Touch>]) -> WorkingSet {
-    let pages = all.iter().map(Vec::len).max().unwrap_or_default();
-    let kept: Vec<Touch> = (0..pages)
-        .map(|page| {
-            let count = |touch| all.iter().filter(|one| one.get(page) == Some(&touch)).count();
-            let (read, written) = (count(Touch::Read), count(Touch::Written));
-            match read + written {
-                0 => Touch::None,
-                touched if touched * RARE < all.len() => Touch::None,
-                touched if written * 2 >= touched => Touch::Written,
-                _ => Touch::Read,
-            }
-        })
-        .collect();
-    WorkingSet { memory_len, read: ranges(&kept, Touch::Read), write: ranges(&kept, Touch::Written) }
+/// A sink that notes what has been touched when the first piece of the answer proper comes.
+struct FirstPiece<'a> {
+    sink: &'a mut dyn AnswerSink,
+    /// Whether what the function prints is its answer.
+    prints_answer: bool,
+    so_far: &'a dyn Fn() -> io::Result<Vec<Touch>>,
+    early: Option<Vec<Touch>>,
 }
 
-fn ranges(pages: &[Touch], wanted: Touch) -> Vec<PageRange> {
+impl AnswerSink for FirstPiece<'_> {
+    fn take(&mut self, piece: Notice) -> io::Result<bool> {
+        let is_answer = match &piece {
+            Notice::Output { stream, .. } => self.prints_answer && *stream == Stream::Stdout,
+            Notice::Answer { .. } | Notice::Head { .. } => true,
+            _ => false,
+        };
+        self.sink.take(piece)?;
+        if is_answer && self.early.is_none() {
+            self.early = Some((self.so_far)()?);
+        }
+        Ok(is_answer)
+    }
+}
+
+/// A page of the working set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Kept {
+    touch: Touch,
+    is_late: bool,
+}
+
+/// The pages that not only few of the recordings have. A page counts as written when most of those that touched it wrote it: it is
+/// copied ahead, which is lost where it is only read. It counts as late when most of them touched it late.
+fn union(memory_len: u64, all: &[Recording]) -> WorkingSet {
+    let pages = all.iter().map(|one| one.whole.len()).max().unwrap_or_default();
+    let kept: Vec<Kept> =
+        (0..pages).map(|page| keep(all.iter().map(|one| one.page(page)), all.len())).collect();
+    let list = |touch, is_late| ranges(&kept, Kept { touch, is_late });
+    WorkingSet {
+        memory_len,
+        read: list(Touch::Read, false),
+        write: list(Touch::Written, false),
+        late_read: list(Touch::Read, true),
+        late_write: list(Touch::Written, true),
+    }
+}
+
+fn keep(page: impl Iterator<Item = (Touch, bool)>, recordings: usize) -> Kept {
+    let (mut read, mut written, mut early) = (0, 0, 0);
+    for (touch, is_early) in page {
+        read += usize::from(touch == Touch::Read);
+        written += usize::from(touch == Touch::Written);
+        early += usize::from(is_early);
+    }
+    let touched = read + written;
+    let touch = match touched {
+        0 => Touch::None,
+        touched if touched * RARE < recordings => Touch::None,
+        touched if written * 2 >= touched => Touch::Written,
+        _ => Touch::Read,
+    };
+    Kept { touch, is_late: early * 2 < touched }
+}
+
+fn ranges(pages: &[Kept], wanted: Kept) -> Vec<PageRange> {
     let mut ranges: Vec<PageRange> = Vec::new();
-    for (page, _) in (0u32..).zip(pages).filter(|(_, touch)| **touch == wanted) {
+    for (page, _) in (0u32..).zip(pages).filter(|(_, kept)| **kept == wanted) {
         match ranges.last_mut().filter(|last| last.first + last.count == page) {
             Some(last) => last.count += 1,
             None => ranges.push(PageRange { first: page, count: 1 }),
@@ -163,13 +241,20 @@ fn ranges(pages: &[Touch], wanted: Touch) -> Vec<PageRange> {
 mod tests {
     use super::*;
 
+    fn range(first: u32, count: u32) -> PageRange {
+        PageRange { first, count }
+    }
+
+    fn early(pages: &[Touch]) -> Recording {
+        Recording { early: pages.to_vec(), whole: pages.to_vec() }
+    }
+
     #[test]
     fn a_union_leaves_out_what_was_rare_and_tells_written_from_read() {
         use Touch::{None as N, Read as R, Written as W};
-        let mut all = vec![vec![R, W, N, W, R, N]; 4];
-        all.push(vec![R, R, R, W, W, W]);
+        let mut all: Vec<_> = (0..4).map(|_| early(&[R, W, N, W, R, N])).collect();
+        all.push(early(&[R, R, R, W, W, W]));
         let set = union(6 * 4096, &all);
-        let range = |first, count| PageRange { first, count };
         assert_eq!(set.read, [range(0, 1), range(4, 1)]);
         assert_eq!(set.write, [range(1, 1), range(3, 1)]);
         assert_eq!(set.memory_len, 6 * 4096);
@@ -177,7 +262,25 @@ mod tests {
 
     #[test]
     fn neighbours_are_one_range() {
-        let set = union(4 * 4096, &[vec![Touch::Read, Touch::Read, Touch::None, Touch::Read]]);
-        assert_eq!(set.read, [PageRange { first: 0, count: 2 }, PageRange { first: 3, count: 1 }]);
+        let set = union(4 * 4096, &[early(&[Touch::Read, Touch::Read, Touch::None, Touch::Read])]);
+        assert_eq!(set.read, [range(0, 2), range(3, 1)]);
+    }
+
+    #[test]
+    fn what_most_touch_after_the_first_piece_is_late() {
+        use Touch::{None as N, Read as R, Written as W};
+        let one = |early: &[Touch]| Recording { early: early.to_vec(), whole: vec![W, R, W, W] };
+        let set = union(4 * 4096, &[one(&[N, N, R, N]), one(&[N, N, R, W]), one(&[N, R, R, N])]);
+        assert_eq!((set.write, set.read), (vec![range(2, 1)], vec![]));
+        assert_eq!(set.late_read, [range(1, 1)]);
+        assert_eq!(set.late_write, [range(0, 1), range(3, 1)]);
+    }
+
+    #[test]
+    fn what_one_clone_wrote_is_written_whenever_the_other_touched_it() {
+        use Touch::{None as N, Read as R, Written as W};
+        let touches = Recording { early: vec![R, N], whole: vec![R, R] };
+        let both = touches.with_written(&Recording { early: vec![N, N], whole: vec![W, W] });
+        assert_eq!((both.page(0), both.page(1)), ((W, true), (W, false)));
     }
 }

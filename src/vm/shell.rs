@@ -11,6 +11,7 @@ use crate::vcpu::{self, Buses, MsrSelection, VcpuThread};
 
 use super::machine::{BuildError, Loader, Machine, Origin, Shape};
 use super::opened::Host;
+use super::prefetch::{Ahead, Done};
 use super::saved::SavedMachine;
 use super::timeline::Timeline;
 
@@ -42,6 +43,7 @@ pub(super) struct Built {
     pub memory: GuestMemory,
     pub faults: Vec<FaultCount>,
     pub requests: RequestLine,
+    pub prefetched: Done,
 }
 
 impl Shell {
@@ -95,6 +97,7 @@ impl Shell {
         self,
         devices: DeviceSetup,
         origin: Origin<'_>,
+        ahead: Ahead,
         timeline: &mut Timeline,
     ) -> Result<Machine, BuildError> {
         let Shell { system, shape, vm, memory, requests, vcpus, threads, faults } = self;
@@ -105,14 +108,17 @@ impl Shell {
         let target = Target { system: &system, vm: &vm, vcpus: &vcpus, memory: &memory, devices: &devices };
         let msrs = start.apply(&target)?;
         timeline.mark("vCPU state");
+        // Before the threads have the vCPUs: one that runs answers no ioctl.
+        let prefetched = ahead.map(&vcpus, &memory);
+        timeline.mark("map ahead");
         let tsc_khz = vcpus.first().map_or(Ok(0), KvmVcpu::tsc_khz)?;
         let buses = Buses { pio: devices.pio(), mmio: devices.mmio() };
         for (vcpu, thread) in vcpus.into_iter().zip(&threads) {
             thread.take(vcpu, buses.clone())?;
         }
         let vcpus = threads;
-        let machine =
-            Machine::new(Built { shape, tsc_khz, msrs, vcpus, devices, vm, memory, faults, requests });
+        let built = Built { shape, tsc_khz, msrs, vcpus, devices, vm, memory, faults, requests, prefetched };
+        let machine = Machine::new(built);
         timeline.mark("event loop");
         machine
     }

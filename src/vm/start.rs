@@ -1,9 +1,7 @@
 //! The two ways a machine starts, as plans for the one constructor.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::time::Duration;
 
 use crate::boot::{
@@ -15,16 +13,15 @@ use crate::devices::{ConsoleSink, DeviceSetup, DriveSetup, GENERATION_LEN, Threa
 use crate::jail::{self, LastWords, List};
 use crate::kvm::SystemError;
 use crate::memory::{
-    self, ChunkError, ChunkSource, Door, Expected, GuestMemory, MapError, OnFailure, PagedError, Pager,
-    Prefetched, RecordError, Recorder,
+    self, ChunkError, Door, GuestMemory, MapError, OnFailure, PagedError, Pager, RecordError, Recorder,
 };
 
 use snapshot_format::manifest::names;
-use snapshot_format::working_set::PageRange;
 
 use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
 use super::opened::{Ground, Host, Opened};
+use super::prefetch::Ahead;
 use super::saved::{SavedError, SavedMachine};
 use super::timeline::Timeline;
 
@@ -164,88 +161,24 @@ pub fn restore(
     }
     let saved = saved(bundle, shape)?;
     timeline.mark("read state");
-    let (count_faults, prefetch, copied_max) = (options.count_faults, options.prefetch, options.copied_max);
-    let checked = options.verify == Verify::Touched;
-    let expected = expected(bundle, prefetch);
-    let Opened { ground, drives } = opened;
+    let count_faults = options.count_faults;
+    let Opened { ground, drives, pagemap } = opened;
+    let ahead = Ahead::new(bundle, &options, pagemap, ground.late_thread());
     let (memory, source) = clone_memory(bundle, shape, &ground, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
     let devices = setup(generation, drives, console.into(), ground.confine_thread(List::Console));
     timeline.mark("map memory");
-    let prefetched = match (&expected, &source) {
-        (Some(expected), Source::File(file)) => {
-            if checked {
-                check(&bundle.chunks(true)?, expected)?;
-            }
-            bring_in(file, &memory, expected, prefetch, copied_max)
-        }
-        (Some(expected), Source::Pager(pager)) => {
-            let ranges = expected.read.iter().chain(&expected.written).cloned();
-            // It goes on beside the guest, whose own faults come first; nobody waits for it.
-            pager.prefetch(ranges).map(drop).map_err(StartError::Prefetch)?;
-            Prefetched::default()
-        }
-        (None, _) => Prefetched::default(),
-    };
+    let ahead = ahead.bring_in(bundle, &memory, &source)?;
     timeline.mark("prefetch");
     let origin = Origin::Saved(Box::new(saved));
     let pager = source.pager();
     let machine = match ground {
         Ground::Host(host) => {
-            Machine::build(Plan { host, shape, memory, devices, origin, count_faults, timeline })
+            Machine::build(Plan { host, shape, memory, devices, origin, ahead, count_faults, timeline })
         }
-        Ground::Shell(shell) => shell.fill(devices, origin, timeline),
+        Ground::Shell(shell) => shell.fill(devices, origin, ahead, timeline),
     };
-    Ok(machine?.served_by(pager).with_prefetched(prefetched))
-}
-
-/// What the recorded working set says, where there is a usable one.
-fn expected(bundle: &Bundle, prefetch: Prefetch) -> Option<Expected> {
-    if prefetch == Prefetch::None {
-        return None;
-    }
-    let set = bundle.working_set().unwrap_or_else(|refused| {
-        eprintln!("ember: {refused}; the clone is restored without it");
-        None
-    })?;
-    let bytes = set.memory_len;
-    let ranges = |ranges: &[PageRange]| memory::within(ranges.iter().map(PageRange::bytes), bytes);
-    Some(Expected { read: ranges(&set.read), written: ranges(&set.write) })
-}
-
-/// Checks every chunk that an expected page lies in.
-fn check(source: &dyn ChunkSource, expected: &Expected) -> Result<(), ChunkError> {
-    let granule = source.granule();
-    let chunks = |range: &Range<u64>| (range.start / granule)..range.end.div_ceil(granule);
-    let wanted: BTreeSet<u64> = expected.read.iter().chain(&expected.written).flat_map(chunks).collect();
-    let content = source.content();
-    let end = content.last().map_or(0, |range| range.end);
-    let mut buffer = vec![0; usize::try_from(granule).unwrap_or_default()];
-    for offset in wanted.into_iter().map(|chunk| chunk * granule) {
-        if !content.iter().any(|range| range.contains(&offset)) {
-            continue;
-        }
-        let len = usize::try_from((end - offset).min(granule)).unwrap_or_default();
-        source.read(offset, buffer.get_mut(..len).unwrap_or_default())?;
-    }
-    Ok(())
-}
-
-fn bring_in(
-    file: &File,
-    memory: &GuestMemory,
-    expected: &Expected,
-    prefetch: Prefetch,
-    copied_max: Option<u64>,
-) -> Prefetched {
-    let read = memory::read_ahead(file, expected);
-    match prefetch {
-        Prefetch::All => {
-            let copied = memory::copy_written(memory, expected, copied_max);
-            Prefetched { read_ahead: read.read_ahead, ..copied }
-        }
-        Prefetch::None | Prefetch::Read => read,
-    }
+    Ok(machine?.served_by(pager))
 }
 
 /// How the memory of a clone that is watched comes into being.
@@ -266,7 +199,7 @@ pub(super) fn restore_watched(
     generation: Generation,
     watched: Watched,
     timeline: &mut Timeline,
-) -> Result<(Machine, Option<Recorder>), StartError> {
+) -> Result<(Machine, GuestMemory, Option<Recorder>), StartError> {
     let shape = shape(bundle);
     let origin = Origin::Saved(Box::new(saved(bundle, shape)?));
     let (memory, recorder) = match watched {
@@ -278,12 +211,13 @@ pub(super) fn restore_watched(
         }
     };
     let generation = (!is_port(bundle)).then_some(generation);
-    let Opened { ground, drives } = Opened::new(bundle, Some(List::Vcpu))?;
+    let Opened { ground, drives, pagemap: _ } = Opened::new(bundle, Some(List::Vcpu))?;
     let host = ground.host()?;
     let console = ConsoleSink::Memory(Box::new(io::sink()));
     let devices = setup(generation, drives, console, host.confine_thread(List::Console));
-    let plan = Plan { host, shape, memory, devices, origin, count_faults: false, timeline };
-    Ok((Machine::build(plan)?, recorder))
+    let (watched, ahead) = (memory.clone(), Ahead::default());
+    let plan = Plan { host, shape, memory, devices, origin, ahead, count_faults: false, timeline };
+    Ok((Machine::build(plan)?, watched, recorder))
 }
 
 fn shape(bundle: &Bundle) -> Shape {
@@ -301,7 +235,7 @@ fn saved(bundle: &Bundle, shape: Shape) -> Result<SavedMachine, StartError> {
 }
 
 /// What brings a clone's pages in.
-enum Source<'a> {
+pub(super) enum Source<'a> {
     /// The kernel, from the mapped file.
     File(&'a File),
     /// A thread of this process.
@@ -379,7 +313,7 @@ pub fn boot_again(
         let kernel = Kernel::from_bytes(bundle.kernel()?).map_err(LoadError::from)?;
         Image::Linux { kernel, initramfs: bundle.initramfs()? }
     };
-    let Opened { ground, drives } = opened;
+    let Opened { ground, drives, pagemap: _ } = opened;
     let start = ColdStart {
         host: ground.host()?,
         shape: Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus },
@@ -448,7 +382,8 @@ pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, St
         |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");
     let origin = Origin::Cold(&load);
-    Ok(Machine::build(Plan { host, shape, memory, devices, origin, count_faults: false, timeline })?)
+    let ahead = Ahead::default();
+    Ok(Machine::build(Plan { host, shape, memory, devices, origin, ahead, count_faults: false, timeline })?)
 }
 
 /// Why an image could not be loaded.

@@ -16,6 +16,7 @@ use crate::function::Conversation;
 use crate::kvm;
 use crate::memory;
 
+use super::prefetch::Ahead;
 use super::testing::{Answer, SHAPE, ask, contract, guest, restored, soon};
 use super::*;
 
@@ -58,6 +59,7 @@ fn clone_of(snapshot: &Snapshot) -> Machine {
         memory: memory::copy_on_write(&snapshot.memory, SHAPE.memory_bytes).unwrap(),
         devices,
         origin: Origin::Saved(Box::new(saved)),
+        ahead: Ahead::default(),
         count_faults: false,
         timeline: &mut Timeline::start(),
     })

@@ -172,6 +172,8 @@ pub fn working_set() -> WorkingSet {
         memory_len: MEMORY_LEN,
         read: vec![range(0, 1), range(5, 20), range(511, 1)],
         write: vec![range(1, 2)],
+        late_read: vec![range(30, 1)],
+        late_write: vec![range(40, 2), range(50, 1)],
     }
 }
 

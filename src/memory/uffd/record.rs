@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -61,7 +61,8 @@ pub enum Touch {
 #[derive(Debug)]
 pub struct Recorder {
     stop: Arc<OwnedFd>,
-    thread: JoinHandle<Result<Vec<Touch>, RecordError>>,
+    touched: Arc<Mutex<Vec<Touch>>>,
+    thread: JoinHandle<Result<(), RecordError>>,
 }
 
 /// The memory of a clone that is watched, `bytes` long with the content of `file`.
@@ -79,21 +80,26 @@ pub fn recorded(file: File, bytes: u64) -> Result<(GuestMemory, Recorder), Recor
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
     let stop = Arc::new(eventfd(0, flags).map_err(|e| RecordError::Thread(e.into()))?);
     let pages = usize::try_from(bytes / PAGE as u64).unwrap_or_default();
-    let mut server = Server { uffd, stop: stop.clone(), file, mapped, touched: vec![Touch::None; pages] };
+    let touched = Arc::new(Mutex::new(vec![Touch::None; pages]));
+    let mut server = Server { uffd, stop: stop.clone(), file, mapped, touched: touched.clone() };
     let thread = std::thread::Builder::new()
         .name("recorder".to_owned())
-        .spawn(move || server.serve().map(|()| server.touched))
+        .spawn(move || server.serve())
         .map_err(RecordError::Thread)?;
-    Ok((memory, Recorder { stop, thread }))
+    Ok((memory, Recorder { stop, touched, thread }))
 }
 
 impl Recorder {
-    /// What was touched so far, a page each, in the memory file's order. The machine must stand still for good: nobody brings
-    /// in pages from now on.
+    /// What was touched so far, a page each, in the memory file's order.
+    pub fn so_far(&self) -> Vec<Touch> {
+        self.touched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Ends the watch. The machine must stand still for good: nobody brings in pages from now on.
     ///
     /// # Errors
     /// A page could not be brought in.
-    pub fn finish(self) -> Result<Vec<Touch>, RecordError> {
+    pub fn finish(self) -> Result<(), RecordError> {
         rustix::io::write(&self.stop, &1u64.to_ne_bytes()).map_err(|e| RecordError::Thread(e.into()))?;
         let ended = || RecordError::Thread(io::Error::other("the thread ended"));
         self.thread.join().map_err(|_| ended())?
@@ -106,7 +112,7 @@ struct Server {
     stop: Arc<OwnedFd>,
     file: File,
     mapped: Vec<Mapped>,
-    touched: Vec<Touch>,
+    touched: Arc<Mutex<Vec<Touch>>>,
 }
 
 impl Server {
@@ -136,7 +142,7 @@ impl Server {
         let address = address & !(PAGE - 1);
         let Some(offset) = offset_of(&self.mapped, address) else { return Ok(()) };
         let page = usize::try_from(offset / PAGE as u64).unwrap_or(usize::MAX);
-        if let Some(noted) = self.touched.get_mut(page) {
+        if let Some(noted) = self.touched.lock().unwrap_or_else(PoisonError::into_inner).get_mut(page) {
             *noted = Touch::Read;
         }
         match fill::copy(&self.uffd, address, &self.content(offset)?) {
@@ -167,7 +173,8 @@ mod tests {
         assert_eq!(memory.read_obj::<u8>(at(8)).unwrap(), 7);
         assert_eq!(memory.read_obj::<u8>(at(3)).unwrap(), 0);
         memory.write_obj(1u8, at(20)).unwrap();
-        let touched = recorder.finish().unwrap();
+        let touched = recorder.so_far();
+        recorder.finish().unwrap();
         let noted =
             touched.iter().enumerate().filter(|(_, touch)| **touch != Touch::None).map(|(page, _)| page);
         assert_eq!(noted.collect::<Vec<_>>(), [3, 8, 20]);

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::report::Measured;
-use super::{clones, figures, peer, pool};
+use super::{clones, figures, paging, peer, pool};
 use crate::rig::DEFAULT_MEMORY_MIB;
 
 /// Where figures have a meaning.
@@ -75,22 +75,37 @@ pub const GROUPS: [Group; 5] = [
             Part { argument: "lots", place: Place::Rig, ..in_rig("clones-lots", "clones.sh", clones::lots) },
         ],
     },
+    Group { name: "jail", faults: false, parts: &[natively("jail", "jail.sh", figures::jail)] },
     Group {
         name: "pool",
         faults: false,
-        parts: &[Part {
-            name: "pool-native",
-            script: "pool.sh",
-            argument: "",
-            place: Place::Native,
-            memory_mib: 0,
-            runs: 1,
-            limit: 900,
-            figures: pool::pool,
-        }],
+        parts: &[Part { limit: 900, ..natively("pool-native", "pool.sh", pool::pool) }],
     },
-    Group { name: "jail", faults: false, parts: &[natively("jail", "jail.sh", figures::jail)] },
-    Group { name: "paging", faults: false, parts: &[peer::ECHO, peer::PYTHON] },
+    Group {
+        name: "paging",
+        faults: false,
+        parts: &[
+            Part { argument: "echo", ..in_rig("paging-echo", "paging.sh", paging::echo) },
+            Part { argument: "lambda", ..in_rig("paging-lambda", "paging.sh", paging::lambda) },
+            Part {
+                argument: "small",
+                memory_mib: 8192,
+                ..in_rig("paging-small", "paging.sh", paging::small)
+            },
+            Part {
+                name: "paging-native",
+                script: "paging-native.sh",
+                argument: "",
+                place: Place::Native,
+                memory_mib: 0,
+                runs: 1,
+                limit: 900,
+                figures: paging::native,
+            },
+            peer::ECHO,
+            peer::PYTHON,
+        ],
+    },
 ];
 
 const fn in_rig(name: &'static str, script: &'static str, figures: fn(&Path) -> Result<Measured>) -> Part {

@@ -9,6 +9,7 @@ mod clones;
 mod draw;
 mod figures;
 mod groups;
+mod paging;
 mod peer;
 mod pool;
 mod report;

@@ -39,6 +39,36 @@ pub struct Timing {
     pub events_us: Vec<f64>,
     /// Block requests until the last answer.
     pub block_requests: u64,
+    /// How the memory came into being; runs that were kept before there was one have none.
+    #[serde(default)]
+    pub paging: Option<Paging>,
+}
+
+/// What is told of a clone's memory.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Paging {
+    /// Of each vCPU, from the first instruction to the first answer.
+    #[serde(default)]
+    pub kvm_faults_before_answer: Vec<u64>,
+    /// Copied before the guest asked.
+    #[serde(default)]
+    pub prefetched_bytes: u64,
+    /// Pages mapped before the guest asked.
+    #[serde(default)]
+    pub mapped_pages: u64,
+}
+
+impl Timing {
+    /// Page faults of all vCPUs before the first answer.
+    pub fn faults(&self) -> f64 {
+        self.paging.iter().flat_map(|paging| &paging.kvm_faults_before_answer).sum::<u64>() as f64
+    }
+
+    /// Bytes that were brought in ahead. What is copied is mapped too.
+    pub fn brought_in(&self) -> f64 {
+        let most = |paging: &Paging| paging.prefetched_bytes.max(paging.mapped_pages * 4096);
+        self.paging.as_ref().map_or(0, most) as f64
+    }
 }
 
 /// Samples of one program.

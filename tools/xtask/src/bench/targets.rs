@@ -14,7 +14,7 @@ enum Bound {
     AtLeast(f64),
 }
 
-const TARGETS: [(&str, Bound); 27] = [
+const TARGETS: [(&str, Bound); 43] = [
     // The same on Firecracker, over vsock: 11 300 and 2 047 000.
     ("main.echo_restore_to_answer_us", Bound::Value(12_000.0)),
     ("main.echo_cold_to_answer_us", Bound::Value(2_050_000.0)),
@@ -32,6 +32,7 @@ const TARGETS: [(&str, Bound); 27] = [
     ("clones.duplicates_in_1000", Bound::Value(0.0)),
     ("clones.events_before_acknowledgement", Bound::Value(0.0)),
     ("clones.cycles_under_load_ok", Bound::AtLeast(20.0)),
+    ("jail.extra_p50_us", Bound::Value(1_500.0)),
     ("pool.activate_p50_us", Bound::Value(300.0)),
     ("pool.activate_p99_us", Bound::Value(1_500.0)),
     ("pool.activate_100_p50_us", Bound::Value(300.0)),
@@ -41,7 +42,22 @@ const TARGETS: [(&str, Bound); 27] = [
     ("burst.restores_per_s", Bound::AtLeast(300.0)),
     ("pool.leaks_after_cycles", Bound::Value(0.0)),
     ("density.idle_clone_kib", Bound::Value(2_048.0)),
-    ("jail.extra_p50_us", Bound::Value(1_500.0)),
+    ("paging.echo_restore_to_answer_us", Bound::Value(5_500.0)),
+    ("paging.restore_to_first_instruction_us", Bound::Value(1_800.0)),
+    ("paging.cold_boot_ratio", Bound::Value(1.0 / 250.0)),
+    ("paging.echo_faults_ratio", Bound::Value(0.03)),
+    ("paging.faults_ratio", Bound::Value(0.03)),
+    ("paging.echo_prefetched_over_working_set", Bound::Value(1.3)),
+    ("paging.prefetched_over_working_set", Bound::Value(1.3)),
+    ("paging.echo_uffd_verified_ratio", Bound::Value(1.5)),
+    ("paging.uffd_verified_ratio", Bound::Value(1.5)),
+    ("paging.drift_ratio", Bound::Value(1.05)),
+    ("paging.cold_cache_ratio", Bound::Value(1.0 / 3.0)),
+    ("paging.native_prefetch_ratio", Bound::Value(0.75)),
+    ("paging.native_prefetch_scattered_ratio", Bound::Value(1.05)),
+    ("paging.bake_ratio", Bound::Value(1.5)),
+    ("paging.bake_pages_ratio", Bound::Value(6.0)),
+    ("paging.flat_in_guest_size", Bound::Value(1.2)),
     ("paging.restore_to_answer_us", Bound::Times(0.5, "paging.firecracker_restore_to_answer_us")),
 ];
 

@@ -1,4 +1,4 @@
-//! The C programs of the benches: what starts and times, the floor, and what drives a peer.
+//! The C programs of the benches: what starts and times, the floor, what drives a peer, and what empties the page cache.
 
 use std::path::PathBuf;
 
@@ -8,8 +8,14 @@ use crate::process::{self, command};
 use crate::workspace::{Workspace, make_dir};
 
 /// Sources under `benches/`; each program is named after its file.
-const SOURCES: [&str; 5] =
-    ["caller/caller.c", "starter/starter.c", "floor/floor.c", "peer/driver.c", "peer/guest.c"];
+const SOURCES: [&str; 6] = [
+    "caller/caller.c",
+    "starter/starter.c",
+    "floor/floor.c",
+    "peer/driver.c",
+    "peer/guest.c",
+    "paging/cool.c",
+];
 
 /// Compiles them as static programs, and returns them.
 pub fn build(workspace: &Workspace) -> Result<Vec<PathBuf>> {

@@ -81,7 +81,7 @@ impl Group {
 }
 
 /// All groups. Two run at a time in this order, so the long ones come first.
-pub const GROUPS: [Group; 23] = [
+pub const GROUPS: [Group; 24] = [
     // Ten bakes of a busy guest one after the other, twice.
     Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
     // Many clones, agents that fail to answer, each waited for.
@@ -99,6 +99,8 @@ pub const GROUPS: [Group; 23] = [
     Group::new("linux_hostile", Place::Linux, 300),
     Group::new("linux_exec", Place::Linux, 300),
     Group::new("linux_restore", Place::Linux, 300),
+    // Control groups and a disk that fails: on a host of its own.
+    Group::new("linux_paging", Place::Rig, 300),
     Group::new("linux_isolation", Place::Linux, 300),
     // Images are made and unpacked by umoci and skopeo.
     Group::new("linux_oci", Place::LinuxAsRoot, 300),

@@ -1,0 +1,79 @@
+#!/bin/sh
+# Takes the samples of `cargo xtask bench paging` on this machine's own KVM and file system: a file of JSON lines per series in $OUT.
+set -eu
+
+warm=${SAMPLES_WARM:-31}
+cold=${SAMPLES_COLD:-9}
+bakes=${SAMPLES_BAKE:-5}
+pause_us=8000
+place=$(mktemp -d "${TMPDIR:-/tmp}/ember-bench.XXXXXX")
+trap 'rm -rf "$place"' EXIT
+
+cp "$EMBER_BIN" "$BENCH_TOOLS/starter" "$BENCH_TOOLS/cool" "$place"
+ember=$place/ember
+findmnt -n -o FSTYPE -T "$place" >"$OUT/filesystem"
+
+# All of it is content, and it is recorded with the event.
+small() { # BUNDLE EVENT
+    "$ember" bake "$place/$1" --interface port --kernel "$EMBER_SMALL_GUESTS/toucher.elf" --memory 256MiB \
+        --warm-up fill --no-record >"$OUT/bake-$1"
+    "$ember" record --event-text "$2" "$place/$1" >"$OUT/record-$1"
+}
+
+warm() { # SERIES EVENT
+    small "$1" "$2"
+    set -- "$1" "$ember" run "$place/$1" --event-text "$2"
+    series=$1
+    shift
+    # The first starts read files that later ones find in memory.
+    "$place/starter" "$OUT/warm-up" 3 "$pause_us" none "$@" --prefetch none -- all "$@"
+    rm "$OUT/warm-up"
+    "$place/starter" "$OUT/$series.jsonl" "$warm" "$pause_us" none "$@" --prefetch none -- all "$@"
+}
+
+# A memory file of which nothing is in the page cache when a sample begins, which `cool` makes sure of by mincore(2).
+cold() {
+    set -- "$ember" run "$place/scattered" --event-text "$1"
+    count=0
+    while [ "$count" -lt "$cold" ]; do
+        count=$((count + 1))
+        for choice in none all; do
+            "$place/cool" "$place/scattered/memory"
+            "$place/starter" "$OUT/one" 1 "$pause_us" "$choice" "$@" --prefetch "$choice"
+            cat "$OUT/one" >>"$OUT/cold.jsonl"
+        done
+    done
+    rm "$OUT/one"
+}
+
+# An eighth of 256 MiB is live. Standard error tells how long each phase of a bake took; dd writes as many bytes to the same file
+# system.
+bake() { # SERIES WARM-UP...
+    series=$1
+    shift
+    count=0
+    while [ "$count" -lt "$bakes" ]; do
+        count=$((count + 1))
+        "$ember" bake "$place/baked" --interface port --kernel "$EMBER_SMALL_GUESTS/toucher.elf" --memory 256MiB \
+            --no-record "$@" >/dev/null 2>"$place/phases"
+        cat "$place/phases" >>"$OUT/$series.phases"
+        rm -r "$place/baked"
+        begin=$(date +%s%N)
+        dd if="$place/content" of="$place/written" bs=1M conv=fsync 2>/dev/null
+        echo "$((($(date +%s%N) - begin) / 1000))" >>"$OUT/$series.dd"
+        rm "$place/written"
+    done
+}
+
+# Half of 2 000 pages is written.
+warm run "read 4096 1000 1 write 5096 1000 1"
+rm -r "$place/run"
+warm scattered "scatter 42 2000"
+cold "scatter 42 2000"
+rm -r "$place/scattered"
+
+dd if=/dev/urandom of="$place/content" bs=1M count=32 2>/dev/null
+# Runs of 64 KiB, 512 KiB from one another.
+bake bake-runs \
+    --warm-up "$(seq -s ' ' -f 'write %g 512 128' 0 7)" --warm-up "$(seq -s ' ' -f 'write %g 512 128' 8 15)"
+bake bake-pages --warm-up "write 0 8192 8"

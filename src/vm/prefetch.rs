@@ -1,0 +1,168 @@
+//! What is brought in of a clone's memory before its first instruction.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use snapshot_format::working_set::PageRange;
+
+use crate::bundle::Bundle;
+use crate::config::{Prefetch, Verify};
+use crate::kvm::KvmVcpu;
+use crate::memory::{self, ChunkError, ChunkSource, Expected, GuestMemory, Late, OnStart, Prefetched};
+
+use super::start::{RestoreOptions, Source, StartError};
+
+/// What an answer is expected to touch, and what has been done about it. The default expects nothing.
+#[derive(Default)]
+pub struct Ahead {
+    expected: Option<Expected>,
+    prefetch: Prefetch,
+    is_checked: bool,
+    /// Whether pages are to be mapped for the guest.
+    is_mapped: bool,
+    pagemap: Option<File>,
+    /// Most bytes that may be copied under a memory limit.
+    copied_max: Option<u64>,
+    /// What the thread that copies late does first; without it there is none.
+    late: Option<OnStart>,
+    done: Prefetched,
+}
+
+impl std::fmt::Debug for Ahead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ahead")
+            .field("prefetch", &self.prefetch)
+            .field("done", &self.done)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Ahead {
+    /// What the recorded working set says, where there is a usable one.
+    pub(super) fn new(
+        bundle: &Bundle,
+        options: &RestoreOptions,
+        pagemap: Option<File>,
+        late: Option<OnStart>,
+    ) -> Self {
+        let RestoreOptions { prefetch, verify, copied_max, .. } = *options;
+        let expected = (prefetch != Prefetch::None).then(|| expected(bundle)).flatten();
+        let is_checked = verify == Verify::Touched;
+        Ahead { expected, prefetch, is_checked, pagemap, copied_max, late, ..Ahead::default() }
+    }
+
+    /// Brings it into memory.
+    pub(super) fn bring_in(
+        mut self,
+        bundle: &Bundle,
+        memory: &GuestMemory,
+        source: &Source<'_>,
+    ) -> Result<Self, StartError> {
+        let Some(expected) = self.expected.take() else { return Ok(self) };
+        match source {
+            Source::File(file) => {
+                if self.is_checked {
+                    check(&bundle.chunks(true)?, &expected)?;
+                }
+                self.done = memory::read_ahead(file, &expected);
+                if self.prefetch == Prefetch::All {
+                    let copied = memory::copy_written(memory, &expected, self.copied_max);
+                    self.expected = Some(expected.as_copied(&copied));
+                    self.done = Prefetched { read_ahead: self.done.read_ahead, ..copied };
+                    // Pages that a disk is still to bring are not waited for.
+                    self.is_mapped = self.done.read_ahead == 0;
+                }
+            }
+            Source::Pager(pager) => {
+                let ranges = expected.all().cloned();
+                // It goes on beside the guest, whose own faults come first; nobody waits for it.
+                pager.prefetch(ranges).map(drop).map_err(StartError::Prefetch)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Maps it for the guest, through one of its vCPUs: they share their tables. A thread waits with what comes late.
+    pub(super) fn map(self, vcpus: &[KvmVcpu], memory: &GuestMemory) -> Done {
+        let Ahead { expected, is_mapped, pagemap, copied_max, late: thread, done: before, .. } = self;
+        let mut done = Done { before, copied: Vec::new(), late: None };
+        let Some(mut expected) = expected else { return done };
+        if let Some(vcpu) = vcpus.first().filter(|_| is_mapped) {
+            done.before.mapped = memory::map_ahead(vcpu, memory, &expected, pagemap.as_ref());
+            let late = std::mem::take(&mut expected.late_written);
+            if let Some(on_start) = thread.filter(|_| !late.is_empty()) {
+                // Without a thread the guest's own faults copy it.
+                done.late = Late::new(memory.clone(), late, copied_max, on_start).ok();
+            }
+        }
+        done.copied = expected.written;
+        done
+    }
+}
+
+/// What was brought in, and what a thread goes on bringing in.
+#[derive(Debug, Default)]
+pub struct Done {
+    before: Prefetched,
+    /// What was copied before the start.
+    copied: Vec<Range<u64>>,
+    late: Option<Late>,
+}
+
+impl Done {
+    /// What it has come to so far.
+    pub fn so_far(&self) -> Prefetched {
+        let late = self.late.as_ref().map_or(0, Late::copied);
+        Prefetched { copied: self.before.copied + late, ..self.before }
+    }
+
+    /// How many of the pages that were copied before the start are still as `file` has them: nobody has written them.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn wasted(&self, memory: &GuestMemory, file: &File) -> io::Result<u64> {
+        memory::unchanged_pages(memory, file, &self.copied)
+    }
+
+    /// Has the thread begin.
+    pub fn begin_late(&self) {
+        if let Some(late) = &self.late {
+            late.begin();
+        }
+    }
+}
+
+fn expected(bundle: &Bundle) -> Option<Expected> {
+    let set = bundle.working_set().unwrap_or_else(|refused| {
+        eprintln!("ember: {refused}; the clone is restored without it");
+        None
+    })?;
+    let bytes = set.memory_len;
+    let ranges = |ranges: &[PageRange]| memory::within(ranges.iter().map(PageRange::bytes), bytes);
+    Some(Expected {
+        read: ranges(&set.read),
+        written: ranges(&set.write),
+        late_read: ranges(&set.late_read),
+        late_written: ranges(&set.late_write),
+    })
+}
+
+/// Checks every chunk that an expected page lies in.
+fn check(source: &dyn ChunkSource, expected: &Expected) -> Result<(), ChunkError> {
+    let granule = source.granule();
+    let chunks = |range: &Range<u64>| (range.start / granule)..range.end.div_ceil(granule);
+    let wanted: BTreeSet<u64> = expected.all().flat_map(chunks).collect();
+    let content = source.content();
+    let end = content.last().map_or(0, |range| range.end);
+    let mut buffer = vec![0; usize::try_from(granule).unwrap_or_default()];
+    for offset in wanted.into_iter().map(|chunk| chunk * granule) {
+        if !content.iter().any(|range| range.contains(&offset)) {
+            continue;
+        }
+        let len = usize::try_from((end - offset).min(granule)).unwrap_or_default();
+        source.read(offset, buffer.get_mut(..len).unwrap_or_default())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! Paging on a host of our own: Linux guests whatever serves their pages, hardly a fault where they were recorded, a limit of memory,
+//! a disk that fails.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
+
+mod common;
+#[path = "common/linux.rs"]
+mod linux;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{Ended, GUEST_FAILED, HOST_CANNOT, Place, ember, finish, program, run_command};
+use linux::shell;
+
+/// Touches a page of everything that a shell has.
+const EVENT: &str = "cat /proc/version; echo $((6 * 7)); ls /";
+
+fn run(bundle: &Path, event: &str, more: &[&str]) -> Ended {
+    finish(run_command(bundle, event).args(more))
+}
+
+#[test]
+fn a_linux_guest_answers_the_same_whatever_serves_its_pages() {
+    let bundle = shell();
+    let plain = run(&bundle, EVENT, &["--prefetch", "none"]);
+    let choices: [&[&str]; 5] = [
+        &[],
+        &["--prefetch", "read"],
+        &["--paging", "uffd"],
+        &["--verify", "touched"],
+        &["--paging", "mmap", "--verify", "touched"],
+    ];
+    for flags in choices {
+        run(&bundle, EVENT, flags).answers(plain.succeeds().text());
+    }
+}
+
+/// Page faults before the answer.
+fn faults(bundle: &Path, more: &[&str]) -> u64 {
+    let told = run(bundle, "echo", &[more, &["--json", "--timing"]].concat()).succeeds().json();
+    let faults = told["paging"]["kvm_faults_before_answer"].as_array().unwrap();
+    faults.iter().map(|count| count.as_u64().unwrap()).sum()
+}
+
+#[test]
+fn a_clone_whose_answer_was_recorded_hardly_faults() {
+    let bundle = shell();
+    let (with, without) = (faults(&bundle, &[]), faults(&bundle, &["--prefetch", "none"]));
+    assert!(without > 200 && with * 5 < without, "{with} with prefetching, {without} without");
+}
+
+/// A control group with a limit of memory, to be removed.
+struct Group(PathBuf);
+
+impl Group {
+    fn new(name: &str, bytes: u64) -> Self {
+        let root = Path::new("/sys/fs/cgroup");
+        fs::write(root.join("cgroup.subtree_control"), "+memory").unwrap();
+        let group = root.join(name);
+        fs::create_dir(&group).unwrap();
+        fs::write(group.join("memory.max"), bytes.to_string()).unwrap();
+        Group(group)
+    }
+
+    /// `ember` with these arguments, in the group from its first instruction on.
+    fn ember(&self, arguments: &[&str]) -> Ended {
+        let mut command = Command::new("sh");
+        let enter = format!("echo $$ >{}/cgroup.procs && exec \"$@\"", self.0.display());
+        finish(command.args(["-c", &enter, "sh"]).arg(program()).args(arguments))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // The kernel may still be ending the machine's process, which nobody waits for.
+        common::wait_until("the control group is empty", || fs::remove_dir(&self.0).is_ok());
+    }
+}
+
+#[test]
+fn a_limit_of_memory_stops_the_prefetch_and_not_the_clone() {
+    let place = Place::new();
+    let bundle = place.bake_in("64MiB", "toucher", &["--warm-up", "fill", "--no-record"]);
+    // 23 MiB that an answer writes, which the limit does not leave.
+    finish(ember(["record", "--event-text", "write 4096 6000 1"]).arg(&bundle)).succeeds();
+    let right = run(&bundle, "read 100 10 1", &[]).succeeds().text().to_owned();
+    let path = bundle.to_str().unwrap();
+    let group = Group::new("ember-test-limit", 20 << 20);
+    group.ember(&["run", path, "--event-text", "read 100 10 1"]).answers(&right);
+    let told = group.ember(&["run", path, "--event-text", "read 100 10 1", "--json"]).succeeds().json();
+    assert_eq!(told["paging"]["prefetch_cut_short"], true, "{told}");
+    let copied = told["paging"]["prefetched_bytes"].as_u64().unwrap();
+    assert!(copied < 12 << 20, "{told}");
+}
+
+/// A file system in a file, behind a loop device.
+struct Disk {
+    file: PathBuf,
+    folder: PathBuf,
+}
+
+impl Disk {
+    fn new(place: &Place) -> Self {
+        let (file, folder) = (place.join("disk"), place.join("mounted"));
+        shell_command(
+            "modprobe loop 2>/dev/null; truncate -s 64M \"$1\" && mke2fs -q -t ext4 -F \"$1\" && mkdir \"$2\" && \
+             mount -o loop,noatime \"$1\" \"$2\"",
+            &[&file, &folder],
+        );
+        Disk { file, folder }
+    }
+
+    /// From now on nothing of `file` can be read, while what is read of its neighbours is in memory.
+    fn breaks_under(&self, file: &Path) {
+        let bundle = file.parent().unwrap();
+        shell_command(
+            "sync; echo 3 >/proc/sys/vm/drop_caches
+             for other in \"$1\"/*; do [ \"$other\" = \"$2\" ] || cat \"$other\" >/dev/null; done
+             stat \"$2\" >/dev/null; truncate -s 0 \"$3\"",
+            &[bundle, file, &self.file],
+        );
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        finish(Command::new("umount").arg("-l").arg(&self.folder));
+    }
+}
+
+fn shell_command(script: &str, arguments: &[&Path]) {
+    finish(Command::new("sh").args(["-c", script, "sh"]).args(arguments)).succeeds();
+}
+
+#[test]
+fn a_disk_that_fails_ends_the_clone_with_a_sentence() {
+    let place = Place::new();
+    let disk = Disk::new(&place);
+    let bundle = disk.folder.join("toucher.ember");
+    let mut bake = common::bake_in_command("16MiB", "toucher", &bundle);
+    finish(bake.args(["--warm-up", "fill", "--no-record"])).succeeds();
+    disk.breaks_under(&bundle.join("memory"));
+    let ended = run(&bundle, "read 1 4000 1", &["--paging", "uffd"]);
+    assert_eq!(ended.code(), HOST_CANNOT, "{ended:?}");
+    assert!(ended.errors.contains("Cannot read the memory at offset 0x"), "{ended:?}");
+    run(&bundle, "read 1 4000 1", &["--paging", "mmap"])
+        .fails(GUEST_FAILED, "a page of its memory cannot be brought in");
+}
