@@ -12,6 +12,8 @@ place=$(mktemp -d /tmp/bench.XXXXXX)
 cp "$EMBER_BIN" "$EMBER_AGENT" "$BENCH_TOOLS/starter" "$BENCH_TOOLS/floor" "$place"
 export EMBER_AGENT="$place/ember-agent"
 ember=$place/ember
+# What it is compared with is not jailed; what the jail costs is measured by jail.sh.
+run="$ember run --no-jail"
 
 say() { printf '%s\n' "$*" >&2; }
 
@@ -36,32 +38,32 @@ measure_echo() {
     measure floor "$warm" floor "$place/floor" run "$place/dump"
 
     bake echo "$EMBER_EXAMPLES/echo"
-    set -- "$ember" run "$place/echo" --event-text hello
+    set -- $run "$place/echo" --event-text hello
     measure echo "$warm" restore "$@" -- timed "$@" --timing=json
     measure echo-cold "$cold" cold "$@" --cold --timing=json
 }
 
 measure_python() {
     bake python "$EMBER_BENCHES/python"
-    set -- "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event"
+    set -- $run "$place/python" --event "$EMBER_EXAMPLES/lambda/event"
     measure python "$warm" restore "$@" -- timed "$@" --timing=json
 }
 
 measure_python_cold() {
     bake python "$EMBER_BENCHES/python"
-    measure python-cold "$cold" cold "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event" --cold --timing=json
+    measure python-cold "$cold" cold $run "$place/python" --event "$EMBER_EXAMPLES/lambda/event" --cold --timing=json
 }
 
 # A hundred events of one machine.
 measure_python_long() {
     bake python "$EMBER_BENCHES/python"
-    set -- "$ember" run "$place/python" --event "$EMBER_EXAMPLES/lambda/event" --repeat 100 --timing=json
+    set -- $run "$place/python" --event "$EMBER_EXAMPLES/lambda/event" --repeat 100 --timing=json
     measure python-long "$cold" restored "$@" -- cold "$@" --cold
 }
 
 measure_python_import() {
     bake python-import "$EMBER_BENCHES/python-import"
-    measure python-import "$cold" import "$ember" run "$place/python-import" --event-text "" --cold
+    measure python-import "$cold" import $run "$place/python-import" --event-text "" --cold
 }
 
 "measure_$(echo "$1" | tr - _)"

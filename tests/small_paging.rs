@@ -155,20 +155,20 @@ fn a_bundle_that_is_removed_harms_no_clone() {
     let bundle = full(&place, "32MiB");
     let event = all_of(32 << 20);
     let right = run(&bundle, &event, &[]).succeeds().text().to_owned();
-    let clones: Vec<_> = [&["--paging", "mmap"][..], &CHECKED]
-        .iter()
-        .map(|flags| start(run_command(&bundle, &event).args(*flags)))
-        .collect();
-    for clone in &clones {
+    const TIMES: usize = 50;
+    let stopped = |flags: &&[&str]| {
+        let clone = start(run_command(&bundle, &event).args(["--repeat", &TIMES.to_string()]).args(*flags));
         // An answer that is there already was right without the file.
-        signal(machine_of(clone), Signal::STOP);
-    }
+        signal(machine_of(&clone), Signal::STOP);
+        clone
+    };
+    let clones: Vec<_> = [&["--paging", "mmap"][..], &CHECKED].iter().map(stopped).collect();
     fs::remove_dir_all(&bundle).unwrap();
     for clone in &clones {
         signal(machine_of(clone), Signal::CONT);
     }
     for clone in clones {
-        end_of(clone).answers(&right);
+        end_of(clone).answers(&right.repeat(TIMES));
     }
 }
 

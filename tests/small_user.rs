@@ -85,6 +85,33 @@ fn an_ordinary_user_who_may_open_dev_kvm_bakes_and_runs() {
 }
 
 #[test]
+fn an_ordinary_user_s_clones_are_jailed_as_far_as_the_host_allows_and_the_level_is_named() {
+    let place = public();
+    permitted(&place, &BAKE).succeeds();
+    let ended = permitted(&place, &["run", "out", "--event-text", "hello", "--json"]);
+    let jail = ended.succeeds().json()["jail"].clone();
+    let names = |of: &str| {
+        let all = jail[of].as_array().unwrap().iter();
+        all.map(|wall| wall.as_str().unwrap().split(' ').next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    // These nobody can be denied.
+    for wall in ["own-descriptors", "resource-limits", "no-capabilities", "no-new-privileges", "seccomp"] {
+        assert!(names("standing").iter().any(|name| name == wall), "{wall}: {jail}");
+    }
+    assert!(names("lacking").iter().any(|name| name == "own-user"), "{jail}");
+    match jail["level"].as_str() {
+        Some("user") => {
+            assert_eq!(names("lacking").iter().filter(|name| *name != "landlock").count(), 1, "{jail}");
+            assert_eq!(ended.errors, "");
+        }
+        Some("partial") => assert!(ended.errors.contains("ember: jail: partial; lacking: "), "{ended:?}"),
+        _ => panic!("{jail}"),
+    }
+    let refused = permitted(&place, &["run", "out", "--event-text", "hello", "--require-jail"]);
+    refused.fails(HOST_CANNOT, "The jail lacks own-user");
+}
+
+#[test]
 fn no_permission_on_dev_kvm_is_told_with_what_to_do() {
     let place = public();
     let words = "No permission to open /dev/kvm; add the user to its group (`usermod -aG kvm USER`)";

@@ -17,6 +17,28 @@ use rustix::io::Errno;
 #[derive(Debug)]
 pub(super) struct Directory(OwnedFd);
 
+/// What is still known of a directory.
+#[derive(Debug)]
+pub(super) enum Listing {
+    /// It is open.
+    Open(Directory),
+    /// It was closed, and these were the names in it.
+    Read(Vec<OsString>),
+    /// It was closed and nobody will ask.
+    Closed,
+}
+
+impl Listing {
+    /// The names in it.
+    pub fn names(&self) -> io::Result<Vec<OsString>> {
+        match self {
+            Listing::Open(directory) => directory.names(),
+            Listing::Read(names) => Ok(names.clone()),
+            Listing::Closed => Err(io::Error::other("the directory was closed")),
+        }
+    }
+}
+
 /// A regular file and its real length in bytes.
 #[derive(Debug)]
 pub(super) struct PlainFile {

@@ -12,7 +12,7 @@ use snapshot_format::state::{DecodeError, FormatVersion, Reader};
 
 use snapshot_format::working_set::{WorkingSet, WorkingSetError};
 
-use super::directory::{Directory, FileFault, PlainFile};
+use super::directory::{Directory, FileFault, Listing, PlainFile};
 use super::{hex, machine_state};
 
 /// Longest kernel or initramfs, bytes: they are read whole.
@@ -159,7 +159,7 @@ impl OpenError {
 /// [`verify`](Self::verify) only.
 #[derive(Debug)]
 pub struct Bundle {
-    pub(super) directory: Directory,
+    pub(super) listing: Listing,
     manifest: Manifest,
     manifest_text: Vec<u8>,
     /// One handle per file: what was measured is what is mapped.
@@ -188,7 +188,44 @@ impl Bundle {
             }
         };
         let files = manifest.files.iter().map(open).collect::<Result<_, OpenError>>()?;
-        Ok(Bundle { directory, manifest, manifest_text, files })
+        Ok(Bundle { listing: Listing::Open(directory), manifest, manifest_text, files })
+    }
+
+    /// Closes the directory: whoever has this bundle reaches the files that are open, and no other. Only with `verifiable` can all
+    /// of it be [verified](Self::verify) afterwards.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn detach(&mut self, verifiable: bool) -> Result<(), OpenError> {
+        let read = |source| OpenError::Read { name: ".".to_owned(), source };
+        let names = verifiable.then(|| self.listing.names().map_err(read)).transpose()?;
+        self.listing = names.map_or(Listing::Closed, Listing::Read);
+        Ok(())
+    }
+
+    /// A bundle of which a manifest and open files are all there is: in a process that can open nothing. Files that were not sent
+    /// are found missing when they are asked for.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn from_files(manifest_text: Vec<u8>, sent: Vec<(String, File)>) -> Result<Self, OpenError> {
+        let manifest = Manifest::from_json(&manifest_text)?;
+        let measure = |(name, file): (String, File)| {
+            let entry = manifest.files.get(&name).ok_or_else(|| OpenError::NoFile { name: name.clone() })?;
+            match real_len(&file).map_err(|source| OpenError::Read { name: name.clone(), source })? {
+                len if len == entry.len => Ok((name, PlainFile { file, len })),
+                found => Err(OpenError::Length { name, found, expected: entry.len }),
+            }
+        };
+        let files = sent.into_iter().map(measure).collect::<Result<_, OpenError>>()?;
+        Ok(Bundle { listing: Listing::Read(Vec::new()), manifest, manifest_text, files })
+    }
+
+    /// What [`from_files`](Self::from_files) needs to restore a clone: the manifest's text, and of every file but those of a cold
+    /// start its name and handle.
+    pub fn to_send(&self) -> (&[u8], Vec<(&str, &File)>) {
+        let wanted = self.files().filter(|(name, _)| ![names::KERNEL, names::INITRAMFS].contains(name));
+        (&self.manifest_text, wanted.map(|(name, plain)| (name, &plain.file)).collect())
     }
 
     /// What the bundle is.
@@ -250,7 +287,7 @@ impl Bundle {
     pub fn check_lengths(&self) -> Result<(), OpenError> {
         for (name, file) in self.files() {
             let read = |source| OpenError::Read { name: name.to_owned(), source };
-            let found = file.file.metadata().map_err(read)?.len();
+            let found = real_len(&file.file).map_err(read)?;
             if found != file.len {
                 return Err(OpenError::Length { name: name.to_owned(), found, expected: file.len });
             }
@@ -327,6 +364,11 @@ impl Bundle {
         }
         file.read().map_err(|source| OpenError::Read { name: name.to_owned(), source })
     }
+}
+
+/// By fstat(2): where nothing can be opened any more statx(2) is not allowed either.
+fn real_len(file: &File) -> io::Result<u64> {
+    Ok(u64::try_from(rustix::fs::fstat(file)?.st_size).unwrap_or(0))
 }
 
 /// The manifest has no length recorded elsewhere: it is bounded, and ends with a checksum of its own.

@@ -127,7 +127,7 @@ impl Bundle {
 
     fn check_listed(&self) -> Result<(), VerifyError> {
         let listed = |name: &str| name == names::MANIFEST || self.has(name);
-        match self.directory.names()?.into_iter().find(|name| !name.to_str().is_some_and(listed)) {
+        match self.listing.names()?.into_iter().find(|name| !name.to_str().is_some_and(listed)) {
             Some(name) => Err(VerifyError::Unlisted { name: name.to_string_lossy().into_owned() }),
             None => Ok(()),
         }

@@ -10,8 +10,9 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use crate::jail::{Forked, LastWords, MachineProcess, fork_machine};
+use crate::jail::{LastWords, MachineProcess};
 
+use super::cell::{self, Cell, Side};
 use super::failure::{Failure, Kind};
 use super::report::Report;
 
@@ -22,23 +23,24 @@ const FAILED: u8 = 1;
 /// Longest failure, bytes.
 const FAILURE_MAX: u32 = 1 << 20;
 
-/// Runs `command`, which prints everything that is to be printed, in a child; gives its exit code. Whatever the child still
-/// does then is not waited for.
+/// Runs `command`, which prints everything that is to be printed, in a child, from where it may enter a jail; gives its exit
+/// code. Whatever the child still does then is not waited for.
 ///
 /// # Errors
 /// There is no child, it ended without an exit code, or it could not tell its failure itself.
-pub fn in_child(command: impl FnOnce(Way) -> u8) -> Result<u8, Failure> {
+pub fn in_child(jailed: bool, command: impl FnOnce(Way, Cell<'_>) -> u8) -> Result<u8, Failure> {
+    let null = cell::open_null()?;
     let (reader, writer) = pipe()?;
-    match fork_machine()? {
-        Forked::Machine => {
+    match cell::fork(jailed)? {
+        Side::Machine(entry) => {
             drop(reader);
-            let code = command(Way::Parent(writer.as_raw_fd()));
-            close_output();
+            let code = command(Way::Parent(writer.as_raw_fd()), Cell::new(entry, &null));
+            close_output(&null);
             // A parent that is gone needs no exit code.
             rustix::io::write(&writer, &[ENDED, code]).ok();
             std::process::exit(0)
         }
-        Forked::Parent(child) => {
+        Side::Parent(child) => {
             drop(writer);
             receive(reader).unwrap_or_else(|| Err(died(&child)))
         }
@@ -111,6 +113,8 @@ pub fn pipe() -> Result<(File, File), Failure> {
 /// The failure of a child that said nothing.
 pub fn died(child: &MachineProcess) -> Failure {
     let end = match child.wait() {
+        // As a control group's memory limit ends a process.
+        Ok(-9) => "it was killed by signal 9, as by a limit of its memory".to_owned(),
         Ok(code) if code < 0 => format!("it was killed by signal {}", -code),
         Ok(code) => format!("it exited with {code}"),
         Err(error) => error.to_string(),
@@ -119,11 +123,10 @@ pub fn died(child: &MachineProcess) -> Failure {
 }
 
 /// Whoever reads our answer through a pipe waits for its last writer: that must not be this process in its slow end.
-fn close_output() {
-    let Ok(null) = File::options().write(true).open("/dev/null") else { return };
+fn close_output(null: &File) {
     // Where this fails the streams stay open until this process ends, a few milliseconds later.
-    rustix::stdio::dup2_stdout(&null).ok();
-    rustix::stdio::dup2_stderr(&null).ok();
+    rustix::stdio::dup2_stdout(null).ok();
+    rustix::stdio::dup2_stderr(null).ok();
 }
 
 #[cfg(test)]

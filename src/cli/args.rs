@@ -65,6 +65,8 @@ pub enum Command {
     Bake(Box<BakeArgs>),
     /// Restore a clone, send it one event, print its answer
     Run(Box<RunArgs>),
+    /// Answer events over HTTP, through a pool of shells that are jailed ahead of need
+    Serve(ServeArgs),
     /// Compare cold boot with warm restore, to the first answer byte
     Bench(BenchArgs),
     /// Record again which pages an answer needs
@@ -295,8 +297,11 @@ impl ValueEnum for Verify {
 /// `ember run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Bundle to restore
+    /// Bundle to restore; with --pool the name of a function
     pub bundle: PathBuf,
+    /// Have the daemon at this socket serve the event
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["paging", "verify", "prefetch", "userfaultfd", "count", "repeat", "cold", "bake_to", "console", "verbose", "console_max", "block_rate", "memory_max", "memory_high", "cpu_max", "cpu_weight", "no_jail", "require_jail"])]
+    pub pool: Option<PathBuf>,
     #[command(flatten)]
     pub event: EventArgs,
     #[command(flatten)]
@@ -333,6 +338,12 @@ pub struct RunArgs {
     /// Format of --bake-to, for older releases
     #[arg(long, value_name = "VERSION", requires = "bake_to")]
     pub format: Option<snapshot_format::state::FormatVersion>,
+    /// Do not jail the clone
+    #[arg(long)]
+    pub no_jail: bool,
+    /// Fail where the host does not allow a whole jail, instead of saying what is lacking
+    #[arg(long, conflicts_with_all = ["no_jail", "bake_to"])]
+    pub require_jail: bool,
     /// http: print status and headers before the body
     #[arg(short, long)]
     pub include: bool,
@@ -348,6 +359,35 @@ pub struct RunArgs {
     /// Print the answer and everything else as one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// `ember serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Unix socket to listen at
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+    /// Permissions of the socket, octal
+    #[arg(long, value_name = "MODE", default_value = "600", value_parser = mode)]
+    pub mode: u32,
+    /// User id that may use the daemon beside root and its own; may be repeated
+    #[arg(long, value_name = "UID")]
+    pub allow_uid: Vec<u32>,
+    /// Listen at this TCP address too; whoever reaches it may do everything
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub tcp: Option<std::net::SocketAddr>,
+    /// Shells that wait for each shape of machine
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=4096))]
+    pub shells: u32,
+    /// Refuse shells that lack a wall of their jail
+    #[arg(long)]
+    pub require_jail: bool,
+    /// Longest wait for events to end on SIGTERM
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    pub drain: Span,
+    /// Function to serve from the start; may be repeated
+    #[arg(long, value_name = "NAME=BUNDLE", value_parser = pair)]
+    pub register: Vec<(String, String)>,
 }
 
 /// `ember bench`.
@@ -439,6 +479,11 @@ fn machine_id(text: &str) -> Result<[u8; MACHINE_ID_LEN], String> {
     let digits = text.len() == 2 * MACHINE_ID_LEN && text.bytes().all(|byte| byte.is_ascii_hexdigit());
     let number = u128::from_str_radix(text, 16).ok().filter(|number| digits && *number != 0);
     number.map(u128::to_be_bytes).ok_or_else(refuse)
+}
+
+fn mode(text: &str) -> Result<u32, String> {
+    let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+    mode.ok_or_else(|| "write it as three octal digits, for example 660".to_owned())
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {

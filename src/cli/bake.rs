@@ -16,6 +16,7 @@ use crate::config::{
 use crate::config::{EventText, ImageDefaults, Timeouts};
 use crate::devices::{DriveBacking, DriveSetup};
 use crate::function::Conversation;
+use crate::jail::List;
 use crate::rootfs::{self, Source};
 use crate::vm::{self, ColdStart, Drive, Image, Machine, MemoryUse, Shape, Timeline, WarmUp};
 
@@ -24,7 +25,7 @@ use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::progress::Progress;
 use super::sink::LogSink;
-use super::{agent, event, files, identity, output, record, signals};
+use super::{agent, cell, event, files, identity, output, record, signals};
 
 /// Longest kernel file, bytes.
 const KERNEL_MAX: u64 = 256 << 20;
@@ -47,6 +48,9 @@ pub fn bake(args: BakeArgs) -> Result<u8, Failure> {
     let draft = Draft::create(&target, force)?;
     // From here on there is something to clean up, which a signal must not prevent.
     signals::clean_up_on_signal(draft.directory())?;
+    if !json {
+        eprintln!("{}", cell::BAKE);
+    }
     let mut baker = Baker {
         asked,
         draft,
@@ -249,13 +253,13 @@ impl Baker {
         let setups =
             parts.drives.iter().map(|drive| self.drive_setup(drive)).collect::<Result<Vec<_>, _>>()?;
         let start = ColdStart {
-            host: vm::Host::open(None)?,
+            host: vm::Host::open(Some(List::SavedVcpu))?,
             shape: self.shape(),
             image: &parts.image,
             command_line: parts.command_line.clone(),
             generation: identity::random()?,
             drives: setups,
-            console: self.console.writer(),
+            console: cell::console_sink(&self.console),
         };
         Ok(vm::boot(start, &mut Timeline::start())?)
     }

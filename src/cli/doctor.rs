@@ -6,7 +6,7 @@ use crate::vm::{self, Finding, Verdict};
 
 use super::args::DoctorArgs;
 use super::failure::{Failure, Kind};
-use super::{agent, output};
+use super::{agent, cell, output};
 
 /// Examines the host; fails when no microVM can run on it.
 ///
@@ -14,6 +14,7 @@ use super::{agent, output};
 /// The host cannot run microVMs, or standard output is closed.
 pub fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
     let mut findings = vm::examine_host();
+    findings.push(jail_finding());
     findings.push(agent_finding());
     let worst = findings.iter().map(|finding| rank(finding.verdict)).max().unwrap_or_default();
     if args.json {
@@ -25,6 +26,25 @@ pub fn doctor(args: &DoctorArgs) -> Result<u8, Failure> {
         }
     }
     if worst < rank(Verdict::Bad) { Ok(0) } else { Ok(Kind::HostCannot.code()) }
+}
+
+/// What a clone of this user's would be jailed by.
+fn jail_finding() -> Finding {
+    let what = "jail";
+    match cell::probe() {
+        Ok(told) if told.is_full() => {
+            Finding { what, verdict: Verdict::Good, found: told.summary(), mend: None }
+        }
+        Ok(told) => Finding {
+            what,
+            verdict: Verdict::Limited,
+            found: told.summary(),
+            mend: Some(
+                "run as root for users of their own; where namespaces are lacking: sysctl kernel.unprivileged_userns_clone=1, or user.max_user_namespaces above 0, or kernel.apparmor_restrict_unprivileged_userns=0",
+            ),
+        },
+        Err(failure) => Finding { what, verdict: Verdict::Limited, found: failure.to_string(), mend: None },
+    }
 }
 
 fn agent_finding() -> Finding {

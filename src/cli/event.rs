@@ -7,11 +7,11 @@ use std::time::Duration;
 use snapshot_format::manifest::Interface;
 
 use crate::config::{EventSource, EventText};
-use crate::function::{Event, HttpRequest, LambdaEvent};
+use crate::function::Event;
+use crate::vm::Request;
 
 use super::args::EventArgs;
 use super::failure::{Failure, Kind};
-use super::identity;
 
 /// The event that `args` describe, to be answered within `limit`. With nothing said it is what standard input holds, unless that is a terminal or the
 /// function's interface is `http`, whose plain event is a GET.
@@ -19,22 +19,38 @@ use super::identity;
 /// # Errors
 /// The content cannot be read, is too long, is no JSON where JSON was promised, or belongs to another interface.
 pub fn from_args(args: &EventArgs, interface: Interface, limit: Duration) -> Result<Event, Failure> {
+    let content = content(args, Some(interface))?;
+    let headers = args.header.iter().map(|line| header(line)).collect::<Result<Vec<_>, _>>()?;
+    let request = Request { method: args.method.clone(), path: args.path.clone(), headers };
+    Ok(request.event(interface, content, limit)?)
+}
+
+/// Whether `args` say what the content is.
+pub fn is_said(args: &EventArgs) -> bool {
+    args.event.is_some() || args.event_json.is_some() || args.event_text.is_some()
+}
+
+/// The content that `args` describe, for a function whose interface may be unknown if [`is_said`].
+///
+/// # Errors
+/// It cannot be read, or is no JSON where JSON was promised.
+pub fn content(args: &EventArgs, interface: Option<Interface>) -> Result<Vec<u8>, Failure> {
     let content = source(args, interface).read()?;
     if args.event_json.is_some() {
         check_json(&content)?;
     }
-    let headers = args.header.iter().map(|line| header(line)).collect::<Result<Vec<_>, _>>()?;
-    let request = Request { method: args.method.clone(), path: args.path.clone(), headers };
-    request.event(interface, content, limit)
+    Ok(content)
 }
 
-fn source(args: &EventArgs, interface: Interface) -> EventSource {
+fn source(args: &EventArgs, interface: Option<Interface>) -> EventSource {
     let text = args.event_json.as_ref().or(args.event_text.as_ref());
     match (&args.event, text) {
         (Some(path), _) if path == Path::new("-") => EventSource::Stdin,
         (Some(path), _) => EventSource::File(path.clone()),
         (None, Some(text)) => EventSource::Text(text.clone()),
-        (None, None) if interface == Interface::Http || std::io::stdin().is_terminal() => EventSource::Empty,
+        (None, None) if interface == Some(Interface::Http) || std::io::stdin().is_terminal() => {
+            EventSource::Empty
+        }
         (None, None) => EventSource::Stdin,
     }
 }
@@ -49,7 +65,8 @@ pub fn from_text(text: &EventText, interface: Interface, limit: Duration) -> Res
         check_json(&content)?;
     }
     let headers = text.headers.clone().into_iter().collect();
-    Request { method: text.method.clone(), path: text.path.clone(), headers }.event(interface, content, limit)
+    let request = Request { method: text.method.clone(), path: text.path.clone(), headers };
+    Ok(request.event(interface, content, limit)?)
 }
 
 fn check_json(content: &[u8]) -> Result<(), Failure> {
@@ -64,47 +81,6 @@ fn header(line: &str) -> Result<(String, String), Failure> {
         Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
         None => Err(Failure::text(Kind::Usage, format!("{line:?} is no header: write it as NAME: VALUE"))),
     }
-}
-
-/// The parts that only an http event has.
-struct Request {
-    method: Option<String>,
-    path: Option<String>,
-    headers: Vec<(String, String)>,
-}
-
-impl Request {
-    fn event(self, interface: Interface, content: Vec<u8>, limit: Duration) -> Result<Event, Failure> {
-        let foreign = self.method.is_some() || self.path.is_some() || !self.headers.is_empty();
-        match interface {
-            Interface::Http => Ok(Event::Http(self.http(content))),
-            _ if foreign => Err(Failure::text(
-                Kind::Usage,
-                "Method, path and headers belong to the http interface; this function has another",
-            )),
-            Interface::Exec => Ok(Event::Exec { stdin: content }),
-            Interface::Lambda => Ok(Event::Lambda(lambda(content, limit)?)),
-            Interface::Port => Ok(Event::Port { bytes: content }),
-        }
-    }
-
-    fn http(self, body: Vec<u8>) -> HttpRequest {
-        let method = if body.is_empty() { "GET" } else { "POST" };
-        HttpRequest {
-            method: self.method.unwrap_or(method.to_owned()),
-            path: self.path.unwrap_or("/".to_owned()),
-            headers: self.headers,
-            body,
-        }
-    }
-}
-
-/// The Runtime API promises its clients JSON: no content is an empty object.
-fn lambda(content: Vec<u8>, limit: Duration) -> Result<LambdaEvent, Failure> {
-    let payload = if content.is_empty() { b"{}".to_vec() } else { content };
-    let due = identity::since_epoch()?.saturating_add(limit);
-    let deadline_unix_ms = u64::try_from(due.as_millis()).unwrap_or(u64::MAX);
-    Ok(LambdaEvent { payload, request_id: identity::random()?, deadline_unix_ms })
 }
 
 #[cfg(test)]

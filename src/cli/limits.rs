@@ -1,12 +1,16 @@
-//! What a clone may cost: `--answer-max`, `--log-max`, `--console-max`, `--block-rate`. Nothing is counted that is not limited.
-
-use std::io;
+//! What a clone may cost: `--answer-max`, `--log-max`, `--console-max`, `--block-rate`, and what its control group bounds. Nothing
+//! is counted that is not limited.
 
 use clap::Args;
 
 use crate::config::{Rate, Size};
 use crate::devices::BlockRate;
+use crate::jail::{self, Bounds};
 use crate::vm::Machine;
+
+use super::Failure;
+
+pub use crate::failure::limits::{AnswerLimit, Cut};
 
 /// What a clone may cost.
 #[derive(Debug, Clone, Copy, Default, Args)]
@@ -23,148 +27,43 @@ pub struct LimitArgs {
     /// Rate of each drive, and what it may move at once
     #[arg(long, value_name = "SIZE/s[:BURST]")]
     pub block_rate: Option<Rate>,
+    /// Most memory of the clone, Ember's own included; it ends when it needs more
+    #[arg(long, value_name = "SIZE")]
+    pub memory_max: Option<Size>,
+    /// Memory beyond which the clone is slowed down
+    #[arg(long, value_name = "SIZE")]
+    pub memory_high: Option<Size>,
+    /// Most processor time of the clone, in percent of one processor
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub cpu_max: Option<u32>,
+    /// Share of the processors where there are too few; everybody has 100
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub cpu_weight: Option<u32>,
 }
 
 impl LimitArgs {
+    /// Moves this process into a control group of its own, where anything is asked of one; tells whether it did.
+    ///
+    /// # Errors
+    /// This host, or this user, has no control groups.
+    pub fn bound(&self) -> Result<bool, Failure> {
+        let bounds = Bounds {
+            memory_max: self.memory_max.map(|size| size.0),
+            memory_high: self.memory_high.map(|size| size.0),
+            cpu_percent: self.cpu_max,
+            cpu_weight: self.cpu_weight,
+        };
+        if bounds.is_none() {
+            return Ok(false);
+        }
+        jail::bound(&bounds)?;
+        Ok(true)
+    }
+
     /// Sets what the machine itself enforces.
     pub fn apply(&self, machine: &mut Machine) {
         if let Some(Rate { bytes_per_second, burst }) = self.block_rate {
             machine.limit_drives(BlockRate { bytes_per_second, burst });
         }
-    }
-}
-
-/// An answer that is longer than it may be.
-#[derive(Debug, thiserror::Error)]
-#[error("It is longer than the {max} that --answer-max allows")]
-pub struct TooLong {
-    max: Size,
-}
-
-impl TooLong {
-    /// Whether this is why an answer could not be passed on.
-    pub fn is_reason(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|reason| reason.is::<TooLong>())
-    }
-}
-
-/// What is left of an answer.
-#[derive(Debug)]
-pub struct AnswerLimit {
-    max: Option<Size>,
-    left: u64,
-}
-
-impl AnswerLimit {
-    /// All of `max`, or no limit.
-    pub fn new(max: Option<Size>) -> Self {
-        AnswerLimit { max, left: max.map_or(u64::MAX, |max| max.0) }
-    }
-
-    /// Takes `len` bytes of it.
-    ///
-    /// # Errors
-    /// There are not so many; see [`TooLong`].
-    pub fn take(&mut self, len: usize) -> io::Result<()> {
-        let Some(max) = self.max else { return Ok(()) };
-        let left = u64::try_from(len).ok().and_then(|len| self.left.checked_sub(len));
-        self.left = left.ok_or_else(|| io::Error::other(TooLong { max }))?;
-        Ok(())
-    }
-}
-
-/// Cuts a stream off after so many bytes, with a sentence in place of the first that is left out.
-#[derive(Debug, Clone)]
-pub struct Cut {
-    what: &'static str,
-    flag: &'static str,
-    left: Left,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Left {
-    /// There is no limit.
-    All,
-    Bytes(u64),
-    /// Something has been left out.
-    Nothing,
-}
-
-/// What is to be passed on of a piece.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Passed<'a> {
-    /// Its first bytes, or all.
-    pub bytes: &'a [u8],
-    /// A sentence behind them.
-    pub note: Option<String>,
-}
-
-impl Cut {
-    /// A stream of which `max` bytes are passed on; `what` it is and which `flag` says so.
-    pub fn new(what: &'static str, flag: &'static str, max: Option<Size>) -> Self {
-        Cut { what, flag, left: max.map_or(Left::All, |max| Left::Bytes(max.0)) }
-    }
-
-    /// Whether anything has been left out.
-    pub fn has_cut(&self) -> bool {
-        self.left == Left::Nothing
-    }
-
-    /// What is passed on in place of `bytes`.
-    pub fn cut(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
-        let Passed { bytes: fitting, note } = self.pass(&bytes);
-        let len = fitting.len();
-        bytes.truncate(len);
-        bytes.extend(note.into_iter().flat_map(String::into_bytes));
-        bytes
-    }
-
-    /// What of `bytes` is passed on.
-    pub fn pass<'a>(&mut self, bytes: &'a [u8]) -> Passed<'a> {
-        let left = match self.left {
-            Left::All => return Passed { bytes, note: None },
-            Left::Nothing => return Passed { bytes: &[], note: None },
-            Left::Bytes(left) => left,
-        };
-        let fit = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-        let fitting = bytes.get(..fit).unwrap_or_default();
-        if fit == bytes.len() {
-            self.left = Left::Bytes(left - u64::try_from(fit).unwrap_or(left));
-            return Passed { bytes: fitting, note: None };
-        }
-        self.left = Left::Nothing;
-        let note = format!("\n[the rest of {} is left out: {} was reached]\n", self.what, self.flag);
-        Passed { bytes: fitting, note: Some(note) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stream_is_cut_once_with_a_sentence() {
-        let mut cut = Cut::new("the log", "--log-max", Some(Size(5)));
-        assert_eq!(cut.pass(b"abc"), Passed { bytes: b"abc", note: None });
-        assert_eq!(cut.pass(b"de"), Passed { bytes: b"de", note: None });
-        assert!(!cut.has_cut(), "nothing is missing yet");
-        let note = "\n[the rest of the log is left out: --log-max was reached]\n".to_owned();
-        assert_eq!(cut.pass(b"f"), Passed { bytes: b"", note: Some(note) });
-        assert_eq!(cut.pass(b"g"), Passed { bytes: b"", note: None });
-        assert!(cut.has_cut());
-    }
-
-    #[test]
-    fn what_is_not_limited_is_passed_on() {
-        let mut cut = Cut::new("the log", "--log-max", None);
-        assert_eq!(cut.pass(b"abc"), Passed { bytes: b"abc", note: None });
-        assert!(AnswerLimit::new(None).take(usize::MAX).is_ok());
-    }
-
-    #[test]
-    fn an_answer_may_be_as_long_as_its_limit() {
-        let mut limit = AnswerLimit::new(Some(Size(4)));
-        assert!(limit.take(3).is_ok() && limit.take(1).is_ok() && limit.take(0).is_ok());
-        assert!(TooLong::is_reason(&limit.take(1).unwrap_err()));
     }
 }

@@ -5,76 +5,90 @@ mod apart;
 mod args;
 mod bake;
 mod bench;
-mod console;
+mod cell;
 mod doctor;
 mod event;
-mod failure;
 mod files;
-mod identity;
 mod image;
 mod inspect;
-mod kinds;
 mod limits;
 mod output;
 mod paging;
+mod pooled;
 mod progress;
 mod rebake;
 mod record;
 mod report;
 mod run;
+mod serve;
 mod shell;
 mod signals;
 mod sink;
 mod statistics;
 mod verify;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use crate::vm::Timeline;
+use crate::failure::{self, console};
+use crate::vm::{Timeline, identity};
 
 use apart::Way;
 use args::{Cli, Command};
+use cell::Cell;
 use failure::{Failure, Kind};
 
 /// Parses the command line, runs the command, prints a failure once, and gives the exit code.
 pub fn main() -> ExitCode {
     let mut timeline = Timeline::of_process();
-    let as_json = || std::env::args_os().any(|word| word == "--json");
+    let as_json = || has_word("--json");
     let code = if is_apart() {
-        apart::in_child(|way| {
+        apart::in_child(!has_word("--no-jail"), |way, cell| {
             timeline.mark("fork");
-            command(timeline, way)
+            command(timeline, way, cell)
         })
         .unwrap_or_else(|failure| report(&failure, as_json()))
     } else {
-        command(timeline, Way::User { as_json: as_json() })
+        command(timeline, Way::User { as_json: as_json() }, Cell::none())
     };
     ExitCode::from(code)
 }
 
-/// Whether the command is a `run`, whose end nobody should wait for. One that makes a bundle stays in this process, which cleans
-/// up when a signal ends it.
+/// Whether the command is a `run` of one clone, whose end nobody should wait for. One that makes a bundle stays in this process,
+/// which cleans up when a signal ends it, as does one that only asks a daemon; of several clones each gets a process of its own.
 fn is_apart() -> bool {
     let mut words = std::env::args_os().skip(1);
-    words.next().is_some_and(|word| word == "run")
-        && !words.any(|word| word.as_encoded_bytes().starts_with(b"--bake-to"))
+    let stays = |word: OsString| {
+        let word = word.as_encoded_bytes();
+        [&b"--bake-to"[..], b"--count", b"--pool"].iter().any(|flag| word.starts_with(flag))
+    };
+    words.next().is_some_and(|word| word == "run") && !words.any(stays)
 }
 
-/// `way` is whom a clone tells that it must end at once.
-fn command(mut timeline: Timeline, way: Way) -> u8 {
+/// Whether the user has typed this flag: what comes before the command line is parsed has to know.
+fn has_word(flag: &str) -> bool {
+    std::env::args_os().any(|word| word == flag)
+}
+
+/// `way` is whom a clone tells that it must end at once, `cell` where it is jailed.
+fn command(mut timeline: Timeline, way: Way, cell: Cell<'_>) -> u8 {
     let cli = match Cli::from_words(std::env::args_os().collect()) {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
     timeline.mark("arguments");
     let as_json = wants_json(&cli.command);
-    run(cli.command, timeline, way).unwrap_or_else(|failure| report(&failure, as_json))
+    run(cli.command, timeline, way, cell).unwrap_or_else(|failure| report(&failure, as_json))
 }
 
-fn run(command: Command, timeline: Timeline, way: Way) -> Result<u8, Failure> {
+fn run(command: Command, timeline: Timeline, way: Way, cell: Cell<'_>) -> Result<u8, Failure> {
     match command {
         Command::Bake(args) => bake::bake(*args),
-        Command::Run(args) => run::run(&args, timeline, way),
+        Command::Run(args) => match &args.pool {
+            Some(socket) => pooled::run(&args, socket, timeline),
+            None => run::run(&args, timeline, way, cell),
+        },
+        Command::Serve(args) => serve::serve(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::Record(args) => record::record(&args),
         Command::Inspect(args) => inspect::inspect(&args),
@@ -100,7 +114,11 @@ fn wants_json(command: &Command) -> bool {
         Command::Bench(args) => args.json,
         Command::Inspect(args) | Command::Verify(args) => args.json,
         Command::Doctor(args) => args.json,
-        Command::Record(_) | Command::Image(_) | Command::Completions { .. } | Command::Man { .. } => false,
+        Command::Serve(_)
+        | Command::Record(_)
+        | Command::Image(_)
+        | Command::Completions { .. }
+        | Command::Man { .. } => false,
     }
 }
 

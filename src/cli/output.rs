@@ -35,6 +35,8 @@ pub fn line(text: &str) -> Result<(), Failure> {
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);
+    // Asking a terminal is nothing that a jailed process may do.
+    table.force_no_tty();
     table.set_header(header);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);

@@ -24,6 +24,7 @@ pub fn restore_options(args: &PagingArgs, count_faults: bool, way: Way) -> Resto
         prefetch: args.prefetch,
         door: args.userfaultfd.map_or(Door::Host, Door::Device),
         count_faults,
+        copied_max: None,
         on_pager_failure: Box::new(move |error| {
             signals::clean_up();
             way.last_words(&Failure::new(error.kind(), &error)).say()

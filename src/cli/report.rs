@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::serve::Done;
 use crate::vm::{ANSWERED, FIRST_ANSWER, FIRST_INSTRUCTION, Timeline};
 
+use super::cell::ToldJail;
 use super::failure::{Failure, Kind};
 use super::paging::ToldPaging;
 use super::rebake::Rebaked;
@@ -36,6 +38,7 @@ struct Told {
     events_us: Vec<f64>,
     block_requests: u64,
     paging: Option<ToldPaging>,
+    jail: Option<ToldJail>,
     rebaked: Option<Rebaked>,
 }
 
@@ -52,6 +55,7 @@ impl Report {
             events_us: lived.events.into_iter().map(us).collect(),
             block_requests: lived.block_requests,
             paging: lived.paging,
+            jail: lived.jail,
             rebaked: lived.rebaked,
         });
         Report {
@@ -61,6 +65,36 @@ impl Report {
             restore_us: timeline.until(FIRST_INSTRUCTION).map(us),
             first_answer_us: timeline.until(FIRST_ANSWER).map(us),
             answered_us: timeline.until(ANSWERED).map(us),
+            answer,
+        }
+    }
+
+    /// The report of an event that a daemon has served, its times counted from this process's start.
+    pub fn pooled(done: &Done, timeline: &Timeline, answer: Option<Collected>) -> Self {
+        let start_ns = timeline.start_ns();
+        let own = timeline.phases().into_iter().map(|(name, took)| (name.to_owned(), us(took)));
+        let mut phases: Vec<(String, f64)> = own.collect();
+        let before = us(Duration::from_nanos(done.start_ns.saturating_sub(start_ns)));
+        let told: f64 = phases.iter().map(|(_, took)| took).sum();
+        phases.push(("daemon".to_owned(), (before - told).max(0.0)));
+        phases.extend(done.phases.iter().cloned());
+        let told = Told {
+            exit_code: done.exit_code,
+            events_us: Vec::new(),
+            block_requests: done.block_requests,
+            paging: None,
+            // The daemon answers for the jails of its shells.
+            jail: None,
+            rebaked: None,
+        };
+        let since = |us: Option<f64>| us.map(|us| before + us);
+        Report {
+            result: Ok(told),
+            phases,
+            start_ns,
+            restore_us: since(done.restore_us),
+            first_answer_us: since(done.first_answer_us),
+            answered_us: since(done.answered_us),
             answer,
         }
     }
@@ -124,6 +158,11 @@ impl Report {
         self.result.as_ref().ok()?.paging.as_ref()
     }
 
+    /// Which walls stood around the clone.
+    pub fn jail(&self) -> Option<&ToldJail> {
+        self.result.as_ref().ok()?.jail.as_ref()
+    }
+
     /// Block requests until the last answer.
     pub fn block_requests(&self) -> u64 {
         self.result.as_ref().map_or(0, |told| told.block_requests)
@@ -142,6 +181,9 @@ impl Report {
         });
         if let Some(paging) = self.paging() {
             object["paging"] = serde_json::json!(paging);
+        }
+        if let Some(jail) = self.jail() {
+            object["jail"] = serde_json::json!(jail);
         }
         if let Some(rebaked) = self.rebaked() {
             object["baked"] = serde_json::json!(rebaked);

@@ -4,16 +4,19 @@
 //! VM that has run is closed with it, is nobody's latency. It is tied to the parent's end, so that nothing stays behind.
 //! Of several clones each gets a process of its own.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use crate::bundle::Bundle;
+use crate::config::Verify;
 use crate::function::{Conversation, Event};
 use crate::jail::{Forked, fork_machine};
 use crate::vm::{self, Drive, Timeline};
 
 use super::apart::{Way, died, pipe};
 use super::args::{RunArgs, TimingFormat};
+use super::cell::{self, Cell, Inside, Side, ToldJail};
 use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::identity;
@@ -24,19 +27,32 @@ use super::sink::Sink;
 use super::statistics::Distribution;
 use super::{event, output, signals};
 
-/// Runs the command; gives the function's exit code. `way` is whom a clone tells that it must end at once.
+/// Runs the command; gives the function's exit code. `way` is whom a clone tells that it must end at once, `cell` where it is
+/// jailed.
 ///
 /// # Errors
 /// Ember's own failures.
-pub fn run(args: &RunArgs, mut timeline: Timeline, way: Way) -> Result<u8, Failure> {
-    let bundle = Bundle::open(&args.bundle)?;
+pub fn run(args: &RunArgs, mut timeline: Timeline, way: Way, cell: Cell<'_>) -> Result<u8, Failure> {
+    if args.no_jail {
+        eprintln!("ember: {}", cell::NO_JAIL);
+    } else if args.bake_to.is_some() {
+        eprintln!("{}", cell::BAKE);
+    }
+    let mut bundle = Bundle::open(&args.bundle)?;
+    bundle.detach(args.paging.verify == Verify::All)?;
     timeline.mark("open bundle");
     let limit = limit(args, &bundle);
     let event = event::from_args(&args.event, bundle.manifest().function.interface, limit)?;
     timeline.mark("read event");
     let run = Run { args, bundle: &bundle, event: &event, limit };
     match args.count {
-        None => conclude(args, &run.life(begin_rebake(args)?, timeline, way)),
+        None => {
+            let cell = match args.bake_to {
+                Some(_) => cell.for_bake(!args.no_jail),
+                None => cell.whole(args.require_jail),
+            };
+            conclude(args, &run.life(begin_rebake(args)?, timeline, way, cell))
+        }
         Some(count) => run.repeated(count),
     }
 }
@@ -67,6 +83,8 @@ pub struct Lived {
     pub block_requests: u64,
     /// How its memory came into being; not of a cold start.
     pub paging: Option<ToldPaging>,
+    /// Which walls stood around it.
+    pub jail: Option<ToldJail>,
     /// The bundle that the clone has become.
     pub rebaked: Option<Rebaked>,
 }
@@ -98,33 +116,50 @@ impl Run<'_> {
     /// One clone in a process of its own, to whose end this one waits: the next clone's time must not hold it.
     fn apart(&self) -> Result<Report, Failure> {
         let (reader, writer) = pipe()?;
-        let timeline = Timeline::start();
+        // A process of its own moves into the room that its machine follows to: this one stays where files are.
         match fork_machine()? {
-            Forked::Machine => {
-                drop(reader);
-                // A parent that is gone needs no report, and nobody is left to tell.
-                let way = Way::Reporter(writer.as_raw_fd());
-                self.life(None, timeline, way).send(writer).ok();
-                std::process::exit(0)
-            }
-            Forked::Parent(machine) => {
+            Forked::Machine => self.keep(writer),
+            Forked::Parent(keeper) => {
                 drop(writer);
-                let Some(report) = Report::receive(reader)? else { return Err(died(&machine)) };
-                machine.wait().map_err(|e| Failure::new(Kind::Internal, &e))?;
+                let Some(report) = Report::receive(reader)? else { return Err(died(&keeper)) };
+                keeper.wait().map_err(|e| Failure::new(Kind::Internal, &e))?;
                 Ok(report)
             }
         }
     }
 
+    /// What `ember run` of one clone does, for another process: whoever reads from `to` hears of the clone, and the calling
+    /// process ends with it.
+    fn keep(&self, to: File) -> ! {
+        let way = Way::Reporter(to.as_raw_fd());
+        let timeline = Timeline::start();
+        let outcome = cell::open_null().and_then(|null| match cell::fork(!self.args.no_jail)? {
+            Side::Machine(entry) => {
+                let cell = Cell::new(entry, &null).whole(self.args.require_jail);
+                Ok(Some(self.life(None, timeline, way, cell)))
+            }
+            Side::Parent(machine) => {
+                // Only its report counts; a machine that said nothing is missed by whoever reads.
+                machine.wait().ok();
+                Ok(None)
+            }
+        });
+        // A parent that is gone needs no report, and nobody is left to tell.
+        if let Some(report) = outcome.unwrap_or_else(|failure| Some(Report::failed(failure))) {
+            report.send(to).ok();
+        }
+        std::process::exit(0)
+    }
+
     /// A clone's whole life in this process.
-    fn life(&self, rebake: Option<Rebake>, mut timeline: Timeline, way: Way) -> Report {
+    fn life(&self, rebake: Option<Rebake>, mut timeline: Timeline, way: Way, cell: Cell<'_>) -> Report {
         let interface = self.bundle.manifest().function.interface;
         let mut sink = Sink::new(self.args.json, self.args.include, interface, &self.args.limits);
         let console = Console::new(self.args.console || self.args.verbose, self.args.limits.console_max);
         let outcome = if self.args.cold {
-            self.cold(&console, &mut timeline, &mut sink)
+            self.cold(cell, &console, &mut timeline, &mut sink)
         } else {
-            self.warm(rebake, way, &console, &mut timeline, &mut sink)
+            self.warm(rebake, way, cell, &console, &mut timeline, &mut sink)
         };
         let outcome = outcome.map_err(|failure| failure.with_detail(console.tail()));
         Report::new(outcome, &timeline, sink.into_collected())
@@ -134,6 +169,7 @@ impl Run<'_> {
         &self,
         rebake: Option<Rebake>,
         way: Way,
+        cell: Cell<'_>,
         console: &Console,
         timeline: &mut Timeline,
         sink: &mut Sink,
@@ -145,10 +181,17 @@ impl Run<'_> {
         })?;
         let manifest = self.bundle.manifest();
         let options = restore_options(&self.args.paging, self.args.timing.is_some(), way);
-        let opened = vm::Opened::new(self.bundle, None)?;
+        // First: what it leaves of memory is asked when the rest is opened.
+        let cell = cell.bounded(self.args.limits.bound()?);
+        let options = options.opened_ahead(self.bundle)?;
+        let opened = vm::Opened::new(self.bundle, cell.vcpus())?;
+        let inside = self.enter(cell, timeline)?;
         let generation = message.generation;
-        let mut machine = vm::restore(self.bundle, opened, generation, options, console.writer(), timeline)?;
+        let mut machine =
+            vm::restore(self.bundle, opened, generation, options, cell::console_sink(console), timeline)?;
         self.args.limits.apply(&mut machine);
+        inside.confine()?;
+        timeline.mark("confine");
         let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
         let mut drive = Drive::new(&mut machine, &mut conversation);
         let outcome = vm::wake(&mut drive, &message, sink, timeline)
@@ -159,6 +202,7 @@ impl Run<'_> {
             .map_err(|failure| self.bundle.check_lengths().err().map_or(failure, Failure::from))
             .map(|lived| Lived {
                 paging: Some(ToldPaging::of(&machine, self.bundle, &self.args.paging)),
+                jail: Some(inside.told()),
                 ..lived
             });
         machine.leave();
@@ -180,12 +224,35 @@ impl Run<'_> {
         Ok(lived)
     }
 
-    fn cold(&self, console: &Console, timeline: &mut Timeline, sink: &mut Sink) -> Result<Lived, Failure> {
+    /// Everything that the machine needs is open. Tells the user which walls stand, where he asked or more than usual is lacking.
+    fn enter(&self, cell: Cell<'_>, timeline: &mut Timeline) -> Result<Inside, Failure> {
+        timeline.mark("open the rest");
+        let drives = self.bundle.manifest().drives.iter().filter(|drive| !drive.read_only);
+        let lengths = drives.filter_map(|drive| self.bundle.manifest().files.get(&drive.file));
+        let inside = cell.enter(lengths.map(|file| file.len).max().unwrap_or_default())?;
+        let told = inside.told();
+        if self.args.verbose || told.is_partial() {
+            eprintln!("ember: {}", told.line());
+        }
+        timeline.mark("jail");
+        Ok(inside)
+    }
+
+    fn cold(
+        &self,
+        cell: Cell<'_>,
+        console: &Console,
+        timeline: &mut Timeline,
+        sink: &mut Sink,
+    ) -> Result<Lived, Failure> {
         let contract = &self.bundle.manifest().function;
-        let opened = vm::Opened::new(self.bundle, None)?;
+        let cell = cell.bounded(self.args.limits.bound()?);
+        let opened = vm::Opened::new(self.bundle, cell.vcpus())?;
+        let inside = self.enter(cell, timeline)?;
         let mut machine =
-            vm::boot_again(self.bundle, opened, identity::random()?, console.writer(), timeline)?;
+            vm::boot_again(self.bundle, opened, identity::random()?, cell::console_sink(console), timeline)?;
         self.args.limits.apply(&mut machine);
+        inside.confine()?;
         let mut conversation = Conversation::cold(contract)?;
         let mut drive = Drive::new(&mut machine, &mut conversation);
         timeline.mark(vm::FIRST_INSTRUCTION);
@@ -194,6 +261,7 @@ impl Run<'_> {
         let ready = vm::boot_to_ready(&mut drive, Some(Instant::now() + ready_max), sink);
         timeline.mark("boot to ready");
         let outcome = ready.map_err(Failure::from).and_then(|()| self.events(&mut drive, timeline, sink));
+        let outcome = outcome.map(|lived| Lived { jail: Some(inside.told()), ..lived });
         machine.leave();
         outcome
     }
@@ -204,8 +272,14 @@ impl Run<'_> {
         timeline: &mut Timeline,
         sink: &mut Sink,
     ) -> Result<Lived, Failure> {
-        let mut lived =
-            Lived { exit_code: 0, events: Vec::new(), block_requests: 0, paging: None, rebaked: None };
+        let mut lived = Lived {
+            exit_code: 0,
+            events: Vec::new(),
+            block_requests: 0,
+            paging: None,
+            jail: None,
+            rebaked: None,
+        };
         for number in 0..self.args.repeat {
             let begin = Instant::now();
             if number > 0 {
@@ -220,7 +294,10 @@ impl Run<'_> {
 }
 
 /// Prints what the user asked for; gives the function's exit code.
-fn conclude(args: &RunArgs, report: &Report) -> Result<u8, Failure> {
+///
+/// # Errors
+/// The failure that the clone ended with, or standard output is closed.
+pub fn conclude(args: &RunArgs, report: &Report) -> Result<u8, Failure> {
     let exit_code = report.outcome()?;
     if args.json {
         output::json(&report.to_json(args.timing.is_some()))?;

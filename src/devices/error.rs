@@ -13,6 +13,9 @@ pub enum DeviceError {
     /// The process is out of descriptors.
     #[error("Cannot make the devices' event descriptors; raise the limit on open files")]
     Events(#[source] io::Error),
+    /// No thread for a console that may block.
+    #[error("Cannot start the console's thread")]
+    Console(#[source] io::Error),
     /// An eventfd could not be read or written.
     #[error("Cannot signal between a device and the guest")]
     Signal(#[source] io::Error),

@@ -20,13 +20,17 @@ mod vsock;
 
 use std::fmt;
 use std::fs::File;
-use std::io::Write;
+use std::io;
 
 pub use block::BlockRate;
 pub use error::{DeviceError, StateFault};
+pub use serial::ConsoleSink;
 pub use states::DeviceStates;
 pub use table::{DeviceTable, Doorbell, EventToken, VirtioWindow};
 pub use vmgenid::GENERATION_LEN;
+
+/// What a thread does first. Where that fails it does nothing else.
+pub type ThreadStart = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// What the machine gives its devices.
 pub struct DeviceSetup {
@@ -40,19 +44,22 @@ pub struct DeviceSetup {
     pub generation: Option<[u8; GENERATION_LEN]>,
     /// Whether there is a small guests' port device.
     pub port: bool,
-    /// Where the serial port's output goes. May block; the guest does not wait for it.
-    pub console: Box<dyn Write + Send>,
+    /// Where the serial port's output goes. The guest does not wait for it.
+    pub console: ConsoleSink,
+    /// What a thread of a device does first: it confines itself.
+    pub thread_start: ThreadStart,
 }
 
 impl fmt::Debug for DeviceSetup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let DeviceSetup { drives, vsock_cid, rng, generation, port, console: _ } = self;
+        let DeviceSetup { drives, vsock_cid, rng, generation, port, console, thread_start: _ } = self;
         f.debug_struct("DeviceSetup")
             .field("drives", drives)
             .field("vsock_cid", vsock_cid)
             .field("rng", rng)
             .field("generation", generation)
             .field("port", port)
+            .field("console", console)
             .finish_non_exhaustive()
     }
 }

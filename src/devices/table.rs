@@ -2,7 +2,6 @@
 
 use std::fmt::Debug;
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -19,12 +18,12 @@ use super::error::DeviceError;
 use super::port::{PORT_LEN, Port, PortStream};
 use super::power::{I8042_PORT, Keyboard, POWER_LEN, Power};
 use super::rng::Rng;
-use super::serial::{self, SERIAL_LEN, Serial};
+use super::serial::{self, ConsoleSink, SERIAL_LEN, Serial};
 use super::states::{DeviceStates, Kept};
 use super::virtio::{self, Parts, VirtioDevice, VirtioMmio};
 use super::vmgenid::{GENERATION_LEN, VmGenId};
 use super::vsock::{Vsock, VsockStream};
-use super::{ControlStream, DeviceSetup};
+use super::{ControlStream, DeviceSetup, ThreadStart};
 
 /// A virtio device, shared by the vCPU threads and the main thread.
 type Shared<D> = Arc<Mutex<VirtioMmio<D>>>;
@@ -151,8 +150,8 @@ impl DeviceTable {
         requests: RequestLine,
         states: DeviceStates,
     ) -> Result<Self, DeviceError> {
-        let DeviceSetup { drives, vsock_cid, rng, generation, port, console } = setup;
-        let mut builder = Builder::new(memory, states, console)?;
+        let DeviceSetup { drives, vsock_cid, rng, generation, port, console, thread_start } = setup;
+        let mut builder = Builder::new(memory, states, console, thread_start)?;
         builder.add_power(&requests)?;
         for drive in drives {
             builder.add_drive(drive)?;
@@ -355,11 +354,12 @@ impl Builder {
     fn new(
         memory: GuestMemory,
         mut states: DeviceStates,
-        console: Box<dyn Write + Send>,
+        console: ConsoleSink,
+        thread_start: ThreadStart,
     ) -> Result<Self, DeviceError> {
         let state = states.of(0)?.unwrap_or_else(serial::cold_state);
         let serial_line = IrqLine::new(layout::SERIAL_GSI).map_err(DeviceError::Events)?;
-        let serial = Arc::new(Mutex::new(Serial::new(state, serial_line.clone(), console)?));
+        let serial = Arc::new(Mutex::new(Serial::new(state, serial_line.clone(), console, thread_start)?));
         let mut pio = Bus::default();
         pio.insert(layout::SERIAL_PORT, SERIAL_LEN, serial.clone())?;
         Ok(Builder {

@@ -9,7 +9,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit};
 use super::keeper::{has_ended, hear_of_room};
 use super::process::{ForkError, die_with_parent};
 use super::walls::{Level, Wall, Walls};
-use super::{descriptors, landlock, own_user, room};
+use super::{descriptors, landlock, memory_pool, own_user, room};
 
 /// Descriptors that a machine may have: eight vCPUs, drives, eventfds, and room for more.
 const DESCRIPTORS_MAX: u64 = 256;
@@ -79,6 +79,7 @@ pub struct Entry {
     pub(super) told: File,
     pub(super) walls: Walls,
     pub(super) gives_users: bool,
+    pub(super) closed: Option<io::Result<()>>,
 }
 
 impl Entry {
@@ -89,8 +90,10 @@ impl Entry {
     /// # Errors
     /// See [`JailError`]. The process is half confined then and must end.
     pub fn enter(self, order: &Order<'_>) -> Result<Walls, JailError> {
-        let Entry { keeper, told, mut walls, gives_users } = self;
-        walls.note(Wall::OwnDescriptors, descriptors::close_inherited(order.null));
+        let Entry { keeper, told, mut walls, gives_users, closed } = self;
+        memory_pool::share_one_pool();
+        let closed = closed.unwrap_or_else(|| descriptors::close_inherited(order.null));
+        walls.note(Wall::OwnDescriptors, closed);
         let (pid, made) = hear_of_room(told)?;
         let moved = made.and_then(|()| room::follow(&keeper));
         walls.note_all(&[Wall::EmptyRoot, Wall::NoNetwork, Wall::IpcNamespace, Wall::UtsNamespace], &moved);

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags};
@@ -14,7 +14,7 @@ use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 use super::entry::Entry;
 use super::process::{ForkError, MachineProcess, die_with_parent, fork};
 use super::walls::{Wall, Walls};
-use super::{own_user, room};
+use super::{descriptors, own_user, room};
 
 /// Which side of a fork into a jail one is on.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ pub struct Keeper {
     gives_users: bool,
     /// What became of a user namespace for all its machines, where one was needed for the rest.
     user_namespace: Option<io::Result<()>>,
+    /// What became of closing what others left open, where that was done for all machines.
+    closed: Option<io::Result<()>>,
     /// What became of the room, once it was made.
     room: Option<io::Result<()>>,
 }
@@ -49,7 +51,13 @@ impl Keeper {
             .map_err(|e| ForkError::Tie(e.into()))?;
         let gives_users = own_user::is_administrator();
         let user_namespace = (!gives_users).then(own_user::become_administrator_of_own_namespace);
-        Ok(Keeper { own: Some(own), gives_users, user_namespace, room: None })
+        Ok(Keeper { own: Some(own), gives_users, user_namespace, closed: None, room: None })
+    }
+
+    /// Closes what others left open, once for all machines: those that are forked when their keeper is in its room find no /proc to
+    /// do so themselves. Before anything is open that an exec would not close.
+    pub fn close_inherited(&mut self, null: BorrowedFd<'_>) {
+        self.closed = Some(descriptors::close_inherited(null));
     }
 
     /// Forks a machine's process, then makes the room if there is none yet: the first call returns in the keeper only when it
@@ -95,7 +103,7 @@ impl Keeper {
         if has_ended(&keeper)? {
             return Err(ForkError::Orphan);
         }
-        Ok(Entry { keeper, told, walls, gives_users: self.gives_users })
+        Ok(Entry { keeper, told, walls, gives_users: self.gives_users, closed: self.closed.take() })
     }
 }
 

@@ -7,12 +7,19 @@ use libc::c_long;
 pub enum List {
     /// The main thread of a jailed machine: devices, control stream, answer.
     Main,
+    /// The main thread of a shell that waits for a bundle: what [`Main`](Self::Main) may do, receiving descriptors, mapping files
+    /// that came so, and what fills a VM. It confines itself to `Main` before it heeds a guest.
+    Shell,
     /// A vCPU of a jailed machine.
     Vcpu,
     /// A vCPU whose state will be saved: the machine is to become a bundle.
     SavedVcpu,
     /// A thread that serves page faults by userfaultfd.
     Pager,
+    /// The thread that shows the guest's console.
+    Console,
+    /// The thread that copies pages beside the guest.
+    Prefetch,
 }
 
 /// What an argument must be like; only its lower 32 bits are looked at.
@@ -75,10 +82,25 @@ const MAIN: &[c_long] = &[
     libc::SYS_fsync,
     libc::SYS_fdatasync,
     libc::SYS_getrandom,
+    // Looks whether a bundle's files are still as long as they were.
+    libc::SYS_fstat,
     libc::SYS_dup2,
     libc::SYS_dup3,
     // Looks at descriptors before it closes them, in builds with debug assertions.
     libc::SYS_fcntl,
+];
+
+/// A shell is filled: its files are measured and mapped, devices get their eventfds, SIGBUS its handler.
+const SHELL: &[c_long] = &[
+    libc::SYS_recvmsg,
+    libc::SYS_fadvise64,
+    libc::SYS_preadv2,
+    libc::SYS_eventfd2,
+    libc::SYS_epoll_create1,
+    libc::SYS_rt_sigaction,
+    // To be confined further.
+    libc::SYS_prctl,
+    libc::SYS_seccomp,
 ];
 
 const VCPU: &[c_long] = &[libc::SYS_getrandom, libc::SYS_fcntl];
@@ -118,6 +140,35 @@ const KVM_SAVE: [u32; 11] = [
     ioctl(2, KVM, 0xcf, 4096), // KVM_GET_XSAVE2
     ioctl(2, KVM, 0xa6, 392),  // KVM_GET_XCRS
 ];
+/// What fills a VM, in the order of `vm::Shell::fill`.
+const KVM_FILL: [u32; 26] = [
+    ioctl(0, KVM, 0x03, 0),    // KVM_CHECK_EXTENSION
+    ioctl(3, KVM, 0x02, 4),    // KVM_GET_MSR_INDEX_LIST
+    ioctl(3, KVM, 0x05, 8),    // KVM_GET_SUPPORTED_CPUID
+    ioctl(1, KVM, 0x76, 32),   // KVM_IRQFD
+    ioctl(1, KVM, 0x79, 64),   // KVM_IOEVENTFD
+    ioctl(0, KVM, 0xa2, 0),    // KVM_SET_TSC_KHZ
+    ioctl(1, KVM, 0x90, 8),    // KVM_SET_CPUID2
+    ioctl(1, KVM, 0xa5, 4096), // KVM_SET_XSAVE
+    ioctl(1, KVM, 0xa7, 392),  // KVM_SET_XCRS
+    ioctl(1, KVM, 0x82, 144),  // KVM_SET_REGS
+    ioctl(1, KVM, 0x84, 312),  // KVM_SET_SREGS
+    ioctl(1, KVM, 0x89, 8),    // KVM_SET_MSRS
+    ioctl(3, KVM, 0x88, 8),    // KVM_GET_MSRS
+    ioctl(1, KVM, 0x8f, 1024), // KVM_SET_LAPIC
+    ioctl(1, KVM, 0x99, 4),    // KVM_SET_MP_STATE
+    ioctl(1, KVM, 0xa0, 64),   // KVM_SET_VCPU_EVENTS
+    ioctl(1, KVM, 0xa2, 128),  // KVM_SET_DEBUGREGS
+    ioctl(0, KVM, 0xad, 0),    // KVM_KVMCLOCK_CTRL
+    ioctl(1, KVM, 0xe1, 24),   // KVM_SET_DEVICE_ATTR
+    ioctl(1, KVM, 0xe2, 24),   // KVM_GET_DEVICE_ATTR
+    ioctl(1, KVM, 0xe3, 24),   // KVM_HAS_DEVICE_ATTR
+    ioctl(2, KVM, 0x63, 520),  // KVM_SET_IRQCHIP
+    ioctl(1, KVM, 0x7b, 48),   // KVM_SET_CLOCK
+    ioctl(2, KVM, 0x7c, 48),   // KVM_GET_CLOCK
+    ioctl(3, KVM, 0xd5, 64),   // KVM_PRE_FAULT_MEMORY
+    KVM_GET_TSC_KHZ,
+];
 /// `KVM_GET_TSC_KHZ`.
 const KVM_GET_TSC_KHZ: u32 = ioctl(0, KVM, 0xa3, 0);
 
@@ -138,20 +189,24 @@ const MAP_ANONYMOUS: u32 = libc::MAP_ANONYMOUS.cast_unsigned();
 impl List {
     /// Every list.
     #[cfg(test)]
-    pub(super) const ALL: [List; 4] = [List::Main, List::Vcpu, List::SavedVcpu, List::Pager];
+    pub(super) const ALL: [List; 7] =
+        [List::Main, List::Shell, List::Vcpu, List::SavedVcpu, List::Pager, List::Console, List::Prefetch];
 
-    fn calls(self) -> &'static [c_long] {
+    fn calls(self) -> Vec<c_long> {
         match self {
-            List::Main => MAIN,
-            List::Vcpu | List::SavedVcpu => VCPU,
-            List::Pager => PAGER,
+            List::Main => MAIN.to_vec(),
+            List::Shell => [MAIN, SHELL].concat(),
+            List::Vcpu | List::SavedVcpu => VCPU.to_vec(),
+            List::Pager => PAGER.to_vec(),
+            List::Console | List::Prefetch => Vec::new(),
         }
     }
 
     fn ioctls(self) -> Vec<u32> {
         match self {
             // Its devices are served through eventfds alone.
-            List::Main => Vec::new(),
+            List::Main | List::Console | List::Prefetch => Vec::new(),
+            List::Shell => KVM_FILL.to_vec(),
             List::Vcpu => vec![KVM_RUN],
             List::SavedVcpu => [KVM_RUN, KVM_GET_TSC_KHZ].into_iter().chain(KVM_SAVE).collect(),
             List::Pager => UFFD_SERVE.to_vec(),
@@ -160,22 +215,35 @@ impl List {
 
     /// Everything on the list, for the calling thread.
     pub(super) fn allowed(self) -> Vec<Allowed> {
-        let plain = EVERYBODY.iter().chain(self.calls());
-        let plain = plain.map(|call| Allowed { call: *call, checks: Vec::new() });
+        let plain = EVERYBODY.iter().copied().chain(self.calls());
+        let plain = plain.map(|call| Allowed { call, checks: Vec::new() });
         let ioctls = self.ioctls().into_iter().map(|request| Allowed {
             call: libc::SYS_ioctl,
             checks: vec![Check::Is { index: 1, value: request }],
         });
-        plain.chain(ioctls).chain(memory()).chain(signals(self)).collect()
+        let metadata = metadata().into_iter().filter(|_| matches!(self, List::Main | List::Shell));
+        plain.chain(ioctls).chain(memory(self)).chain(metadata).chain(signals(self)).collect()
     }
 }
 
-/// Memory is anonymous and never becomes code.
-fn memory() -> [Allowed; 2] {
+/// Looks at what is open, and not at paths: with `AT_EMPTY_PATH` the path is not looked at unless it is given.
+fn metadata() -> [Allowed; 2] {
+    let of_descriptor = |index| Check::With { index, bits: libc::AT_EMPTY_PATH.cast_unsigned() };
+    [
+        Allowed { call: libc::SYS_newfstatat, checks: vec![of_descriptor(3)] },
+        Allowed { call: libc::SYS_statx, checks: vec![of_descriptor(2)] },
+    ]
+}
+
+/// Memory never becomes code, and is anonymous but for a shell, which maps the files it is sent.
+fn memory(list: List) -> [Allowed; 2] {
     let no_code = Check::Without { index: 2, bits: PROT_EXEC };
     let anonymous = Check::With { index: 3, bits: MAP_ANONYMOUS };
     [
-        Allowed { call: libc::SYS_mmap, checks: vec![no_code, anonymous] },
+        Allowed {
+            call: libc::SYS_mmap,
+            checks: if list == List::Shell { vec![no_code] } else { vec![no_code, anonymous] },
+        },
         Allowed { call: libc::SYS_mprotect, checks: vec![no_code] },
     ]
 }
@@ -189,8 +257,10 @@ fn signals(list: List) -> [Allowed; 2] {
     let thread = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
     let itself = |index| Check::Is { index, value: thread };
     let (in_process, by_thread) = match list {
-        List::Main => (vec![process], Vec::new()),
-        List::Vcpu | List::SavedVcpu | List::Pager => (vec![process, itself(1)], vec![itself(0)]),
+        List::Main | List::Shell => (vec![process], Vec::new()),
+        List::Vcpu | List::SavedVcpu | List::Pager | List::Console | List::Prefetch => {
+            (vec![process, itself(1)], vec![itself(0)])
+        }
     };
     [
         Allowed { call: libc::SYS_tgkill, checks: in_process },

@@ -11,22 +11,25 @@
 // descriptors that others left to this process have no owner in it.
 #![allow(unsafe_code)]
 
+mod cgroup;
 mod descriptors;
 mod entry;
 mod keeper;
 mod landlock;
 mod last_words;
 mod lists;
+mod memory_pool;
 mod own_user;
 mod process;
 mod room;
 mod seccomp;
 mod walls;
 
+pub use cgroup::{BoundError, Bounds, bound};
 pub use entry::{Entry, JailError, Order, Uids};
 pub use keeper::{Keeper, Kept};
 pub use last_words::{LastWords, watch_mapped_files};
 pub use lists::List;
 pub use process::{ForkError, Forked, MachineProcess, fork_machine};
-pub use seccomp::{SeccompError, confine};
+pub use seccomp::{Filter, SeccompError, confine};
 pub use walls::{Lack, Level, Wall, Walls};

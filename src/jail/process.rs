@@ -5,6 +5,7 @@
 //! that the parent has not mapped already, and an exec would cost more than the whole construction of the VM.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 
@@ -46,6 +47,19 @@ pub struct MachineProcess {
 }
 
 impl MachineProcess {
+    /// Its id as this process sees it.
+    pub fn id(&self) -> i32 {
+        self.pid.as_raw_nonzero().get()
+    }
+
+    /// A handle by which whoever has it may end it, whatever becomes of its id.
+    ///
+    /// # Errors
+    /// It has been waited for, or no descriptor is left.
+    pub fn handle(&self) -> io::Result<OwnedFd> {
+        Ok(rustix::process::pidfd_open(self.pid, rustix::process::PidfdFlags::empty())?)
+    }
+
     /// Waits for its end: the exit code, or minus the signal that killed it.
     ///
     /// # Errors

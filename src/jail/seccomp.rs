@@ -26,7 +26,29 @@ pub enum SeccompError {
 /// # Errors
 /// The kernel has no seccomp filters.
 pub fn confine(list: List) -> Result<(), SeccompError> {
-    Ok(seccompiler::apply_filter(&program(list)?)?)
+    Filter::new(list)?.apply()
+}
+
+/// A filter that is made, for a thread that will have no time for that.
+#[derive(Debug)]
+pub struct Filter(BpfProgram);
+
+impl Filter {
+    /// Makes it, for the calling thread.
+    ///
+    /// # Errors
+    /// The list is no filter: a mistake in this program.
+    pub fn new(list: List) -> Result<Self, SeccompError> {
+        Ok(Filter(program(list)?))
+    }
+
+    /// Confines the calling thread as [`confine`] does.
+    ///
+    /// # Errors
+    /// The kernel has no seccomp filters.
+    pub fn apply(&self) -> Result<(), SeccompError> {
+        Ok(seccompiler::apply_filter(&self.0)?)
+    }
 }
 
 fn program(list: List) -> Result<BpfProgram, BackendError> {

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 /// Of what a limit leaves, the part that may be filled ahead of need: the rest is for what the clone does next.
 const SHARE: u64 = 2;
 
-/// Bytes that may be filled ahead of need; `None` without a limit.
-pub(super) fn free_bytes() -> Option<u64> {
+/// Bytes that may be filled ahead of need; `None` without a limit. To be asked while /proc is there.
+pub fn free_bytes() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let files = groups.lines().filter_map(files);
     files.filter_map(|(limit, used)| Some(number(&limit)?.saturating_sub(number(&used)?) / SHARE)).min()

@@ -12,19 +12,22 @@ pub mod layout;
 mod mapping;
 mod place;
 mod prefetch;
+mod program;
 mod source;
 mod uffd;
 
 pub use ahead::{GuestTables, map_ahead};
+pub use budget::free_bytes;
 pub use collapse::{make_huge, tmpfs_has_huge_pages};
 pub use mapping::{
     MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,
 };
 pub use prefetch::{Expected, Late, Prefetched, copy_written, read_ahead, unchanged_pages, within};
+pub use program::Program;
 pub use source::{ChunkError, ChunkSource};
 pub use uffd::{
-    Door, OnFailure, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch, UffdError,
-    lazy_paging, paged, recorded,
+    Door, OnFailure, OnStart, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch,
+    UffdError, lazy_paging, paged, recorded,
 };
 pub use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryError};
 

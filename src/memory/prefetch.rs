@@ -5,7 +5,7 @@
 //! cold page cache are asked for in few large requests, which a disk serves many times faster than one after the other.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 
 use rustix::fs::Advice;
+use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
 use super::place::{Mapped, address_of, mapped};
-use super::{Bytes, GuestAddress, GuestMemory, budget, layout};
+use super::uffd::OnStart;
+use super::{Bytes, GuestAddress, GuestMemory, layout};
 
 /// A page, bytes.
 const PAGE: usize = 4096;
 
 /// Most bytes copied before the first instruction. What a working set has beyond this is left to the guest's own faults.
 const COPIED_MAX: u64 = 32 << 20;
-/// So little is copied without asking what a memory limit leaves: the guest is about to write it in any case.
-const UNASKED_MAX: u64 = 4 << 20;
 /// Ranges whose residence in the page cache stands for that of all.
 const PROBES: usize = 8;
 /// Pages between two ranges that are read along with them from a disk: 32 pages, as large as a request is anyway.
@@ -75,10 +75,10 @@ pub struct Prefetched {
 }
 
 /// Asks the kernel to read what is expected and not in the page cache. It does not wait for the disk.
-pub fn read_ahead(file: &File, memory: &GuestMemory, expected: &Expected) -> Prefetched {
+pub fn read_ahead(file: &File, expected: &Expected) -> Prefetched {
     let mut all: Vec<Range<u64>> = expected.all().cloned().collect();
     all.sort_unstable_by_key(|range| range.start);
-    if is_warm(memory, &all) {
+    if is_warm(file, &all) {
         return Prefetched::default();
     }
     let mut done = Prefetched::default();
@@ -92,13 +92,12 @@ pub fn read_ahead(file: &File, memory: &GuestMemory, expected: &Expected) -> Pre
     done
 }
 
-/// Copies the pages that are expected to be written before an answer begins, within what a memory limit leaves: beyond it the kernel
-/// would end the process instead of failing.
-pub fn copy_written(memory: &GuestMemory, expected: &Expected) -> Prefetched {
+/// Copies the pages that are expected to be written before an answer begins, within what a memory limit leaves (`most` bytes):
+/// beyond it the kernel would end the process instead of failing.
+pub fn copy_written(memory: &GuestMemory, expected: &Expected, most: Option<u64>) -> Prefetched {
     let all: u64 = expected.written.iter().map(|range| range.end - range.start).sum();
-    let limit = if all > UNASKED_MAX { budget::free_bytes() } else { None };
     let mut done = Prefetched::default();
-    copy(memory, &expected.written, limit.unwrap_or(u64::MAX).min(COPIED_MAX), |range| {
+    copy(memory, &expected.written, most.unwrap_or(u64::MAX).min(COPIED_MAX), |range| {
         done.copied += range.end - range.start;
     });
     done.cut_short = done.copied < all;
@@ -113,17 +112,23 @@ pub struct Late {
 }
 
 impl Late {
-    /// Makes the thread, which waits.
+    /// Makes the thread, which begins with `on_start` and waits; it copies within what a memory limit leaves (`most` bytes).
     ///
     /// # Errors
     /// The host has no room for another thread.
-    pub fn new(memory: GuestMemory, ranges: Vec<Range<u64>>) -> io::Result<Self> {
+    pub fn new(
+        memory: GuestMemory,
+        ranges: Vec<Range<u64>>,
+        most: Option<u64>,
+        on_start: OnStart,
+    ) -> io::Result<Self> {
         let (begin, begun) = channel();
         let copied = Arc::new(AtomicU64::new(0));
         let told = copied.clone();
         let beside = move || {
-            if begun.recv().is_ok() {
-                copy(&memory, &ranges, budget::free_bytes().unwrap_or(u64::MAX).min(COPIED_MAX), |range| {
+            // Without its walls it does nothing, and the guest's own faults copy.
+            if on_start().is_ok() && begun.recv().is_ok() {
+                copy(&memory, &ranges, most.unwrap_or(u64::MAX).min(COPIED_MAX), |range| {
                     told.fetch_add(range.end - range.start, Ordering::Relaxed);
                 });
             }
@@ -173,16 +178,14 @@ pub fn unchanged_pages(memory: &GuestMemory, file: &File, ranges: &[Range<u64>])
     Ok(unchanged)
 }
 
-/// Whether pages spread over the ranges are in the page cache.
-fn is_warm(memory: &GuestMemory, ranges: &[Range<u64>]) -> bool {
-    let places = mapped(memory);
+/// Whether pages spread over the ranges are in the page cache. mincore() says so of every page of a file that this user may not
+/// write.
+fn is_warm(file: &File, ranges: &[Range<u64>]) -> bool {
     let step = (ranges.len() / PROBES).max(1);
     let resident = |range: &Range<u64>| {
-        let Some((address, _)) = address(&places, range) else { return true };
-        let mut state = 0u8;
-        // SAFETY: mincore() writes one byte for the one page asked about, which is mapped for the life of the process.
-        let asked = unsafe { libc::mincore(address as *mut libc::c_void, 4096, &raw mut state) };
-        asked != 0 || state & 1 != 0
+        let read = preadv2(file, &mut [IoSliceMut::new(&mut [0])], range.start, ReadWriteFlags::NOWAIT);
+        // A file system that cannot tell is not asked for what it may have.
+        read != Err(Errno::AGAIN)
     };
     ranges.iter().step_by(step).all(resident)
 }
@@ -240,7 +243,7 @@ mod tests {
             written: vec![8192..16384, 1 << 20..(1 << 20) + 4096],
             ..Expected::default()
         };
-        let done = copy_written(&memory, &expected);
+        let done = copy_written(&memory, &expected, None);
         assert_eq!(done, Prefetched { copied: 12288, ..Prefetched::default() });
         assert_eq!(expected.clone().as_copied(&done), expected);
         let less = expected.clone().as_copied(&Prefetched { copied: 8192, ..done });
@@ -259,7 +262,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 1 << 20], 0).unwrap();
         let memory = copy_on_write(&file, 1 << 20).unwrap();
-        let late = Late::new(memory.clone(), vec![0..8192, 65536..69632]).unwrap();
+        let late = Late::new(memory.clone(), vec![0..8192, 65536..69632], None, Box::new(|| Ok(()))).unwrap();
         assert_eq!(late.copied(), 0);
         late.begin();
         while late.copied() < 12288 {
@@ -284,9 +287,8 @@ mod tests {
     fn a_warm_page_cache_is_left_alone() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 1 << 20], 0).unwrap();
-        let memory = copy_on_write(&file, 1 << 20).unwrap();
         let expected = Expected { read: std::iter::once(0..65536).collect(), ..Expected::default() };
-        assert_eq!(read_ahead(&file, &memory, &expected), Prefetched::default());
+        assert_eq!(read_ahead(&file, &expected), Prefetched::default());
     }
 
     #[test]

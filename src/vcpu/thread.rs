@@ -1,10 +1,11 @@
 //! A vCPU's thread: runs the guest, serves exits from the bus, pauses on request.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use snapshot_format::sections::VcpuState;
 
@@ -74,6 +75,7 @@ pub struct VcpuThread {
     index: u32,
     thread: JoinHandle<()>,
     pause: Arc<AtomicBool>,
+    first_exit: Arc<OnceLock<Instant>>,
     commands: Sender<Command>,
     replies: Receiver<Reply>,
 }
@@ -102,16 +104,19 @@ impl VcpuThread {
         let (commands, inbox) = channel();
         let (outbox, replies) = channel();
         let paused = pause.clone();
+        let first_exit = Arc::<OnceLock<Instant>>::default();
+        let noted = first_exit.clone();
         let thread = std::thread::Builder::new()
             .name(format!("vcpu{index}"))
             .spawn(move || {
                 let refused = confine().err();
                 let Ok(Command::Take(taken)) = inbox.recv() else { return };
                 let (vcpu, buses) = *taken;
-                Runner { vcpu, index, buses, requests, pause: paused, refused }.serve(&inbox, &outbox);
+                Runner { vcpu, index, buses, requests, pause: paused, first_exit: noted, refused }
+                    .serve(&inbox, &outbox);
             })
             .map_err(|source| ThreadError::Start { index, source })?;
-        Ok(VcpuThread { index, thread, pause, commands, replies })
+        Ok(VcpuThread { index, thread, pause, first_exit, commands, replies })
     }
 
     /// Hands the thread its vCPU, whose state is set. Once, and first.
@@ -120,6 +125,11 @@ impl VcpuThread {
     /// The thread is gone.
     pub fn take(&self, vcpu: KvmVcpu, buses: Buses) -> Result<(), ThreadError> {
         self.commands.send(Command::Take(Box::new((vcpu, buses)))).map_err(|_| self.ended())
+    }
+
+    /// When the guest was left for the first time; `None` before.
+    pub fn first_exit(&self) -> Option<Instant> {
+        self.first_exit.get().copied()
     }
 
     /// Lets the guest run.
@@ -177,6 +187,8 @@ struct Runner {
     buses: Buses,
     requests: RequestLine,
     pause: Arc<AtomicBool>,
+    /// When the guest was left for the first time.
+    first_exit: Arc<OnceLock<Instant>>,
     /// Why the thread could not be confined, if so.
     refused: Option<String>,
 }
@@ -260,7 +272,9 @@ impl Runner {
     }
 
     fn step_exit(&mut self) -> Result<Step, VmError> {
-        let interrupted = match self.vcpu.run()? {
+        let exit = self.vcpu.run()?;
+        self.first_exit.get_or_init(Instant::now);
+        let interrupted = match exit {
             Exit::PortRead { port, size, data } => {
                 data.chunks_mut(size).for_each(|element| {
                     self.buses.pio.read(u64::from(port), element);

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::bus::Request;
 use crate::faults::{Fault, injected};
 use crate::function::{Conversation, Notice, SessionError, UNIQUE_MAX};
+use crate::jail::{Filter, SeccompError};
 
 use super::machine::{Machine, RunError, Wake};
 
@@ -21,6 +22,9 @@ pub enum DriveError {
     /// What the guest said was not allowed, or came too late.
     #[error(transparent)]
     Session(#[from] SessionError),
+    /// The thread could not be confined.
+    #[error(transparent)]
+    Confine(#[from] SeccompError),
     /// The guest powered off.
     #[error("The guest powered off while {waiting_for} was awaited")]
     PoweredOff {
@@ -65,6 +69,8 @@ pub struct Drive<'a> {
     machine: &'a mut Machine,
     conversation: &'a mut Conversation,
     buffer: Vec<u8>,
+    /// What this thread confines itself to before it heeds what the guest says.
+    filter: Option<Filter>,
     /// Whether the control stream has been open at all.
     was_open: bool,
     /// When the control stream was found closed while something was awaited from it.
@@ -74,7 +80,14 @@ pub struct Drive<'a> {
 impl<'a> Drive<'a> {
     /// Joins the two.
     pub fn new(machine: &'a mut Machine, conversation: &'a mut Conversation) -> Self {
-        Drive { machine, conversation, buffer: Vec::new(), was_open: false, closed_at: None }
+        Drive { machine, conversation, buffer: Vec::new(), filter: None, was_open: false, closed_at: None }
+    }
+
+    /// Has the calling thread confine itself to `filter` when the guest runs and before anything that it says is heeded: a guest
+    /// that begins to run needs another processor first, and in that time this one has nothing else to do.
+    pub fn confined_to(mut self, filter: Filter) -> Self {
+        self.filter = Some(filter);
+        self
     }
 
     /// The machine, between two happenings.
@@ -92,6 +105,9 @@ impl<'a> Drive<'a> {
     /// # Errors
     /// The guest failed, misspoke or ended, or `deadline` passed.
     pub fn next(&mut self, deadline: Option<Instant>) -> Result<Happening, DriveError> {
+        if let Some(filter) = self.filter.take() {
+            filter.apply()?;
+        }
         loop {
             if let Some(notice) = self.conversation.next_notice() {
                 return Ok(Happening::Notice(notice));

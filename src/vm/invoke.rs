@@ -72,7 +72,7 @@ fn await_acknowledgement(drive: &mut Drive<'_>, sink: &mut dyn AnswerSink) -> Re
         | DriveError::Reset { .. }
         | DriveError::Broken { .. }
         | DriveError::Closed { .. } => InvokeError::NotUnique(error),
-        DriveError::Machine(_) | DriveError::Session(_) => InvokeError::Drive(error),
+        DriveError::Machine(_) | DriveError::Session(_) | DriveError::Confine(_) => InvokeError::Drive(error),
     };
     loop {
         match drive.next(Some(deadline)).map_err(not_unique)? {

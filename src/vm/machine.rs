@@ -27,7 +27,7 @@ use super::start::LoadError;
 use super::timeline::Timeline;
 
 /// What a machine is made of, apart from its devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// Guest RAM, bytes; a multiple of 4 KiB.
     pub memory_bytes: u64,
@@ -270,6 +270,11 @@ impl Machine {
     /// Guest RAM, bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.shape.memory_bytes
+    }
+
+    /// When a vCPU left the guest for the first time; `None` before.
+    pub fn first_exit(&self) -> Option<Instant> {
+        self.vcpus.iter().filter_map(VcpuThread::first_exit).min()
     }
 
     /// Whether no guest instruction has run yet.

@@ -7,6 +7,7 @@ mod bake;
 mod capture;
 mod drive;
 mod host;
+pub mod identity;
 mod invoke;
 mod lifecycle;
 mod machine;
@@ -15,6 +16,7 @@ mod opened;
 mod points;
 mod prefetch;
 mod record;
+mod request;
 mod saved;
 mod shell;
 mod start;
@@ -28,6 +30,7 @@ pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point, to_warm_point_again}
 pub use capture::CaptureError;
 pub use drive::{Drive, DriveError, Happening};
 pub use host::{Finding, Verdict, cpu_vendor, examine_host};
+pub use identity::IdentityError;
 pub use invoke::{
     ANSWERED, AnswerSink, FIRST_ANSWER, FIRST_INSTRUCTION, InvokeError, boot_to_ready, invoke, next_turn,
     wake,
@@ -36,6 +39,7 @@ pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
 pub use opened::{Host, Opened, private_file};
 pub use record::{RecordingError, Sample, record};
+pub use request::{Request, RequestError};
 pub use saved::{SavedError, SavedMachine};
 pub use shell::Shell;
 pub use start::{

@@ -8,7 +8,7 @@ use crate::bundle::Bundle;
 use crate::devices::{DriveBacking, DriveSetup};
 use crate::jail::{List, confine};
 use crate::kvm::System;
-use crate::memory::{self, GuestMemory};
+use crate::memory::{self, GuestMemory, OnStart};
 
 use super::machine::Shape;
 use super::shell::Shell;
@@ -43,6 +43,13 @@ impl Host {
         let list = self.confinement;
         move || list.map_or(Ok(()), |list| confine(list).map_err(|e| sentence(&e)))
     }
+
+    /// What a thread beside the vCPUs does first: it is confined, to `list`, where they are and no bundle is written. A pager that
+    /// fails while one is has files to remove.
+    pub(super) fn confine_thread(&self, list: List) -> OnStart {
+        let confined = self.confinement == Some(List::Vcpu);
+        Box::new(move || if confined { confine(list).map_err(io::Error::other) } else { Ok(()) })
+    }
 }
 
 fn sentence(error: &dyn std::error::Error) -> String {
@@ -67,8 +74,24 @@ impl Ground {
         }
     }
 
+    /// What a thread beside the vCPUs does first. A shell may start none.
+    pub(super) fn confine_thread(&self, list: List) -> OnStart {
+        match self {
+            Ground::Host(host) => host.confine_thread(list),
+            Ground::Shell(_) => Box::new(|| Ok(())),
+        }
+    }
+
     pub(super) fn is_shell(&self) -> bool {
         matches!(self, Ground::Shell(_))
+    }
+
+    /// What the thread that copies late does first; none where no thread may be started.
+    pub(super) fn late_thread(&self) -> Option<OnStart> {
+        match self {
+            Ground::Host(host) => Some(host.confine_thread(List::Prefetch)),
+            Ground::Shell(_) => None,
+        }
     }
 
     /// A view of a bundle's `memory` file: a new one, or one in the place of what the shell has.
@@ -114,9 +137,9 @@ impl Opened {
         Ok(Opened { ground: Ground::Host(Host::open(confinement)?), drives, pagemap: pagemap() })
     }
 
-    /// A shell, and what somebody else has opened for it.
+    /// A shell, and what somebody else has opened for it. It can open nothing itself, and looks for no huge pages.
     pub fn in_shell(shell: Shell, drives: Vec<DriveSetup>) -> Self {
-        Opened { ground: Ground::Shell(Box::new(shell)), drives, pagemap: pagemap() }
+        Opened { ground: Ground::Shell(Box::new(shell)), drives, pagemap: None }
     }
 }
 

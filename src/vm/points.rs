@@ -16,7 +16,7 @@ use snapshot_format::sections::{PortState, VcpuState};
 use snapshot_format::state::{CURRENT, Reader};
 
 use crate::bus::{SharedDevice, lock};
-use crate::devices::{DeviceSetup, DriveBacking, DriveSetup};
+use crate::devices::{ConsoleSink, DeviceSetup, DriveBacking, DriveSetup};
 use crate::function::Conversation;
 use crate::memory::{self, layout};
 use crate::vcpu::{from_blob, list_from_blob};
@@ -84,7 +84,8 @@ fn setup(console: &Console) -> DeviceSetup {
         rng: false,
         generation: None,
         port: true,
-        console: Box::new(console.clone()),
+        console: ConsoleSink::Stream(Box::new(console.clone())),
+        thread_start: Box::new(|| Ok(())),
     }
 }
 

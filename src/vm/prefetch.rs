@@ -10,12 +10,12 @@ use snapshot_format::working_set::PageRange;
 use crate::bundle::Bundle;
 use crate::config::{Prefetch, Verify};
 use crate::kvm::KvmVcpu;
-use crate::memory::{self, ChunkError, ChunkSource, Expected, GuestMemory, Late, Prefetched};
+use crate::memory::{self, ChunkError, ChunkSource, Expected, GuestMemory, Late, OnStart, Prefetched};
 
-use super::start::{Source, StartError};
+use super::start::{RestoreOptions, Source, StartError};
 
 /// What an answer is expected to touch, and what has been done about it. The default expects nothing.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Ahead {
     expected: Option<Expected>,
     prefetch: Prefetch,
@@ -23,15 +23,34 @@ pub struct Ahead {
     /// Whether pages are to be mapped for the guest.
     is_mapped: bool,
     pagemap: Option<File>,
+    /// Most bytes that may be copied under a memory limit.
+    copied_max: Option<u64>,
+    /// What the thread that copies late does first; without it there is none.
+    late: Option<OnStart>,
     done: Prefetched,
+}
+
+impl std::fmt::Debug for Ahead {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ahead")
+            .field("prefetch", &self.prefetch)
+            .field("done", &self.done)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Ahead {
     /// What the recorded working set says, where there is a usable one.
-    pub(super) fn new(bundle: &Bundle, prefetch: Prefetch, verify: Verify, pagemap: Option<File>) -> Self {
+    pub(super) fn new(
+        bundle: &Bundle,
+        options: &RestoreOptions,
+        pagemap: Option<File>,
+        late: Option<OnStart>,
+    ) -> Self {
+        let RestoreOptions { prefetch, verify, copied_max, .. } = *options;
         let expected = (prefetch != Prefetch::None).then(|| expected(bundle)).flatten();
         let is_checked = verify == Verify::Touched;
-        Ahead { expected, prefetch, is_checked, is_mapped: false, pagemap, done: Prefetched::default() }
+        Ahead { expected, prefetch, is_checked, pagemap, copied_max, late, ..Ahead::default() }
     }
 
     /// Brings it into memory.
@@ -47,9 +66,9 @@ impl Ahead {
                 if self.is_checked {
                     check(&bundle.chunks(true)?, &expected)?;
                 }
-                self.done = memory::read_ahead(file, memory, &expected);
+                self.done = memory::read_ahead(file, &expected);
                 if self.prefetch == Prefetch::All {
-                    let copied = memory::copy_written(memory, &expected);
+                    let copied = memory::copy_written(memory, &expected, self.copied_max);
                     self.expected = Some(expected.as_copied(&copied));
                     self.done = Prefetched { read_ahead: self.done.read_ahead, ..copied };
                     // Pages that a disk is still to bring are not waited for.
@@ -67,15 +86,15 @@ impl Ahead {
 
     /// Maps it for the guest, through one of its vCPUs: they share their tables. A thread waits with what comes late.
     pub(super) fn map(self, vcpus: &[KvmVcpu], memory: &GuestMemory) -> Done {
-        let Ahead { expected, is_mapped, pagemap, done: before, .. } = self;
+        let Ahead { expected, is_mapped, pagemap, copied_max, late: thread, done: before, .. } = self;
         let mut done = Done { before, copied: Vec::new(), late: None };
         let Some(mut expected) = expected else { return done };
         if let Some(vcpu) = vcpus.first().filter(|_| is_mapped) {
             done.before.mapped = memory::map_ahead(vcpu, memory, &expected, pagemap.as_ref());
             let late = std::mem::take(&mut expected.late_written);
-            if !late.is_empty() {
+            if let Some(on_start) = thread.filter(|_| !late.is_empty()) {
                 // Without a thread the guest's own faults copy it.
-                done.late = Late::new(memory.clone(), late).ok();
+                done.late = Late::new(memory.clone(), late, copied_max, on_start).ok();
             }
         }
         done.copied = expected.written;

@@ -1,7 +1,7 @@
 //! The two ways a machine starts, as plans for the one constructor.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::time::Duration;
 
 use crate::boot::{
@@ -9,12 +9,14 @@ use crate::boot::{
 };
 use crate::bundle::{Bundle, OpenError, VerifyError};
 use crate::config::{Backend, Paging, Prefetch, Verify};
-use crate::devices::{DeviceSetup, DriveSetup, GENERATION_LEN, VirtioWindow};
-use crate::jail::{self, LastWords};
+use crate::devices::{ConsoleSink, DeviceSetup, DriveSetup, GENERATION_LEN, ThreadStart, VirtioWindow};
+use crate::jail::{self, LastWords, List};
 use crate::kvm::SystemError;
 use crate::memory::{
     self, ChunkError, Door, GuestMemory, MapError, OnFailure, PagedError, Pager, RecordError, Recorder,
 };
+
+use snapshot_format::manifest::names;
 
 use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
@@ -107,6 +109,8 @@ pub struct RestoreOptions {
     pub count_faults: bool,
     /// What is to be done on the pager's thread when it fails. It must end the process.
     pub on_pager_failure: OnFailure,
+    /// Bytes that may be copied ahead; `None` for no limit.
+    pub copied_max: Option<u64>,
     /// What the process says at its end when its memory file was cut short; not watched for where it is `None`.
     pub memory_cut_short: Option<LastWords>,
 }
@@ -121,6 +125,22 @@ impl std::fmt::Debug for RestoreOptions {
     }
 }
 
+impl RestoreOptions {
+    /// Gets everything of the host that a restore with these options needs, for a process that will be able to open nothing.
+    ///
+    /// # Errors
+    /// There is no userfaultfd where one is needed.
+    pub fn opened_ahead(mut self, bundle: &Bundle) -> Result<Self, StartError> {
+        if self.paging.backend(self.verify) == Backend::Uffd {
+            self.door = self.door.made().map_err(PagedError::from)?;
+        }
+        if self.prefetch == Prefetch::All && bundle.has(names::WORKING_SET) {
+            self.copied_max = memory::free_bytes();
+        }
+        Ok(self)
+    }
+}
+
 /// Restores a clone from `bundle`. No guest instruction has run yet; the first will find `generation` in place and be
 /// interrupted because of it.
 ///
@@ -131,7 +151,7 @@ pub fn restore(
     opened: Opened,
     generation: Generation,
     options: RestoreOptions,
-    console: Box<dyn Write + Send>,
+    console: impl Into<ConsoleSink>,
     timeline: &mut Timeline,
 ) -> Result<Machine, StartError> {
     let shape = shape(bundle);
@@ -143,10 +163,10 @@ pub fn restore(
     timeline.mark("read state");
     let count_faults = options.count_faults;
     let Opened { ground, drives, pagemap } = opened;
-    let ahead = Ahead::new(bundle, options.prefetch, options.verify, pagemap);
+    let ahead = Ahead::new(bundle, &options, pagemap, ground.late_thread());
     let (memory, source) = clone_memory(bundle, shape, &ground, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
-    let devices = setup(generation, drives, console);
+    let devices = setup(generation, drives, console.into(), ground.confine_thread(List::Console));
     timeline.mark("map memory");
     let ahead = ahead.bring_in(bundle, &memory, &source)?;
     timeline.mark("prefetch");
@@ -191,9 +211,10 @@ pub(super) fn restore_watched(
         }
     };
     let generation = (!is_port(bundle)).then_some(generation);
-    let Opened { ground, drives, pagemap: _ } = Opened::new(bundle, None)?;
+    let Opened { ground, drives, pagemap: _ } = Opened::new(bundle, Some(List::Vcpu))?;
     let host = ground.host()?;
-    let devices = setup(generation, drives, Box::new(io::sink()));
+    let console = ConsoleSink::Memory(Box::new(io::sink()));
+    let devices = setup(generation, drives, console, host.confine_thread(List::Console));
     let (watched, ahead) = (memory.clone(), Ahead::default());
     let plan = Plan { host, shape, memory, devices, origin, ahead, count_faults: false, timeline };
     Ok((Machine::build(plan)?, watched, recorder))
@@ -249,8 +270,10 @@ fn clone_memory<'a>(
         Backend::Uffd if ground.is_shell() => Err(StartError::ShellPaging),
         Backend::Uffd => {
             let chunks = bundle.chunks(options.verify.checks_chunks())?;
+            let RestoreOptions { door, on_pager_failure, .. } = options;
+            let confine = ground.confine_thread(List::Pager);
             let (memory, pager) =
-                memory::paged(Box::new(chunks), shape.memory_bytes, options.door, options.on_pager_failure)?;
+                memory::paged(Box::new(chunks), shape.memory_bytes, door, confine, on_pager_failure)?;
             Ok((memory, Source::Pager(pager)))
         }
     }
@@ -264,11 +287,12 @@ fn is_port(bundle: &Bundle) -> bool {
 fn setup(
     generation: Option<Generation>,
     drives: Vec<DriveSetup>,
-    console: Box<dyn Write + Send>,
+    console: ConsoleSink,
+    thread_start: ThreadStart,
 ) -> DeviceSetup {
     let linux = generation.is_some();
     let vsock_cid = linux.then_some(GUEST_CID);
-    DeviceSetup { drives, vsock_cid, rng: linux, generation, port: !linux, console }
+    DeviceSetup { drives, vsock_cid, rng: linux, generation, port: !linux, console, thread_start }
 }
 
 /// Boots the bundle's kernel with the bundle's root again, as the bake did.
@@ -279,7 +303,7 @@ pub fn boot_again(
     bundle: &Bundle,
     opened: Opened,
     generation: Generation,
-    console: Box<dyn Write + Send>,
+    console: impl Into<ConsoleSink>,
     timeline: &mut Timeline,
 ) -> Result<Machine, StartError> {
     let machine = &bundle.manifest().machine;
@@ -297,7 +321,7 @@ pub fn boot_again(
         command_line: machine.kernel_cmdline.clone(),
         generation,
         drives,
-        console,
+        console: console.into(),
     };
     timeline.mark("read kernel");
     boot(start, timeline)
@@ -332,7 +356,7 @@ pub struct ColdStart<'a> {
     /// Drives, `root` first.
     pub drives: Vec<DriveSetup>,
     /// Where the guest's serial output goes.
-    pub console: Box<dyn Write + Send>,
+    pub console: ConsoleSink,
 }
 
 impl std::fmt::Debug for ColdStart<'_> {
@@ -353,7 +377,7 @@ pub fn boot(start: ColdStart<'_>, timeline: &mut Timeline) -> Result<Machine, St
     let ColdStart { host, shape, image, command_line, generation, drives, console } = start;
     let memory = memory::anonymous(shape.memory_bytes)?;
     let generation = matches!(*image, Image::Linux { .. }).then_some(generation);
-    let devices = setup(generation, drives, console);
+    let devices = setup(generation, drives, console, host.confine_thread(List::Console));
     let load =
         |memory: &GuestMemory, windows: &[VirtioWindow]| image.load(memory, &command_line, shape, windows);
     timeline.mark("map memory");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use snapshot_format::sections::PortState;
 use snapshot_format::state::{FormatVersion, Reader};
 
-use crate::devices::DeviceSetup;
+use crate::devices::{ConsoleSink, DeviceSetup};
 use crate::function::Conversation;
 use crate::kvm;
 use crate::memory;
@@ -50,7 +50,8 @@ fn clone_of(snapshot: &Snapshot) -> Machine {
         rng: false,
         generation: None,
         port: true,
-        console: Box::new(io::sink()),
+        console: ConsoleSink::Memory(Box::new(io::sink())),
+        thread_start: Box::new(|| Ok(())),
     };
     Machine::build(Plan {
         host: Host::open(None).unwrap(),
@@ -103,7 +104,7 @@ fn no_port_read_is_lost_or_done_twice_by_a_freeze_or_a_restore() {
         command_line: String::new(),
         generation: [0; 16],
         drives: Vec::new(),
-        console: Box::new(io::sink()),
+        console: ConsoleSink::Memory(Box::new(io::sink())),
     };
     let mut machine = boot(start, &mut Timeline::start()).unwrap();
     let mut conversation = Conversation::cold(&contract()).unwrap();

@@ -48,6 +48,11 @@ impl Timeline {
         begins.zip(&self.marks).map(|(begin, (phase, end))| (*phase, *end - begin)).collect()
     }
 
+    /// From the start to `at`; `None` before it.
+    pub fn at(&self, at: Instant) -> Option<Duration> {
+        at.checked_duration_since(self.start)
+    }
+
     /// From the start to the end of `phase`; `None` before it is marked.
     pub fn until(&self, phase: &str) -> Option<Duration> {
         self.marks.iter().find(|(name, _)| *name == phase).map(|(_, at)| *at - self.start)

@@ -101,14 +101,20 @@ impl Watched {
         Watched { child, ended, watcher }
     }
 
-    /// Waits for its end, which must be a program's, with as little memory as an honest guest needs.
+    /// Waits for its end, which must be a program's, with as little memory as an honest small guest needs.
     #[track_caller]
     pub fn end(self) -> Ended {
+        self.end_within(PEAK_MAX)
+    }
+
+    /// The same with less than `max` bytes of memory.
+    #[track_caller]
+    pub fn end_within(self, max: u64) -> Ended {
         let ended = end_of(self.child);
         self.ended.store(true, Ordering::Release);
         let peak = self.watcher.join().unwrap();
         ended.is_sane();
-        assert!(peak < PEAK_MAX, "{peak} bytes of memory: {ended:?}");
+        assert!(peak < max, "{peak} bytes of memory: {ended:?}");
         ended
     }
 }

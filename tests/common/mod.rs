@@ -10,6 +10,7 @@
 pub mod attacker;
 pub mod bundles;
 pub mod processes;
+pub mod serve;
 
 use std::ffi::OsStr;
 use std::fmt;

@@ -21,8 +21,10 @@ pub(super) enum Backing {
 /// Length of the drive's file, bytes.
 pub(super) fn len(setup: &DriveSetup) -> Result<u64, DeviceError> {
     let (DriveBacking::ReadOnly(base) | DriveBacking::CopyOnWrite { base, .. }) = &setup.backing;
-    let metadata = base.metadata();
-    Ok(metadata.map_err(|source| DeviceError::Drive { id: setup.id.clone(), source })?.len())
+    // By fstat(2): where nothing can be opened any more statx(2) is not allowed either.
+    let status = rustix::fs::fstat(base);
+    let status = status.map_err(|e| DeviceError::Drive { id: setup.id.clone(), source: e.into() })?;
+    Ok(u64::try_from(status.st_size).unwrap_or(0))
 }
 
 impl Backing {

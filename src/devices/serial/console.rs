@@ -1,7 +1,7 @@
-//! Where the serial port's output goes: a bounded buffer that a thread empties into the user's sink.
+//! Where the serial port's output goes: into memory, or through a bounded buffer that a thread empties into the user's sink.
 //!
 //! The sink may be a pipe that nobody reads. A vCPU must not wait for it, so it only fills the buffer; what does not
-//! fit is counted and lost. The thread is started by the first byte: a clone that prints nothing never pays for it.
+//! fit is counted and lost. The thread is there from the start: a jailed machine starts none later.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -9,6 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::bus::lock;
+use crate::devices::ThreadStart;
 
 /// Most bytes that wait for the sink.
 const BUFFER_MAX: usize = 64 << 10;
@@ -30,57 +31,100 @@ struct Buffer {
 }
 
 #[derive(Debug, Default)]
-struct Shared {
+pub(super) struct Shared {
     buffer: Mutex<Buffer>,
     changed: Condvar,
 }
 
+/// Where a machine's console goes.
+pub enum ConsoleSink {
+    /// What takes everything at once, as memory does: a vCPU writes to it itself.
+    Memory(Box<dyn Write + Send>),
+    /// What may block: a thread of its own writes to it.
+    Stream(Box<dyn Write + Send>),
+}
+
+impl fmt::Debug for ConsoleSink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ConsoleSink::Memory(_) => "Memory",
+            ConsoleSink::Stream(_) => "Stream",
+        })
+    }
+}
+
+impl From<Box<dyn Write + Send>> for ConsoleSink {
+    fn from(memory: Box<dyn Write + Send>) -> Self {
+        ConsoleSink::Memory(memory)
+    }
+}
+
 /// The vCPU's side. Never blocks for longer than it takes to copy a byte.
-pub(super) struct Console {
-    shared: Arc<Shared>,
-    /// Until the thread takes it.
-    sink: Option<Box<dyn Write + Send>>,
+pub(super) enum Console {
+    Memory(Box<dyn Write + Send>),
+    Stream(Arc<Shared>),
 }
 
 impl fmt::Debug for Console {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Console").field("shared", &self.shared).finish_non_exhaustive()
-    }
-}
-
-impl Console {
-    pub(super) fn new(sink: Box<dyn Write + Send>) -> Self {
-        Console { shared: Arc::default(), sink: Some(sink) }
-    }
-
-    /// What [`LastWords::wait`] needs of it, for somebody who must not wait for the port: a vCPU may use that.
-    pub(super) fn last_words(&self) -> LastWords {
-        LastWords(self.shared.clone())
-    }
-
-    fn start(&mut self) {
-        let Some(sink) = self.sink.take() else { return };
-        let shared = self.shared.clone();
-        let thread =
-            std::thread::Builder::new().name("console".to_owned()).spawn(move || empty(&shared, sink));
-        if thread.is_err() {
-            lock(&self.shared.buffer).dead = true;
+        match self {
+            Console::Memory(_) => f.write_str("Memory"),
+            Console::Stream(shared) => f.debug_tuple("Stream").field(shared).finish(),
         }
     }
 }
 
-impl Write for Console {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.start();
-        let mut buffer = lock(&self.shared.buffer);
+impl Console {
+    /// A console that goes to `sink`; a thread does `first` before it writes there.
+    ///
+    /// # Errors
+    /// The host has no room for a thread.
+    pub(super) fn new(sink: ConsoleSink, first: ThreadStart) -> io::Result<Self> {
+        match sink {
+            ConsoleSink::Memory(memory) => Ok(Console::Memory(memory)),
+            ConsoleSink::Stream(sink) => {
+                let shared: Arc<Shared> = Arc::default();
+                let of_thread = shared.clone();
+                let serve = move || match first() {
+                    Ok(()) => empty(&of_thread, sink),
+                    // The other threads cannot be confined either, and they tell.
+                    Err(_) => lock(&of_thread.buffer).dead = true,
+                };
+                std::thread::Builder::new().name("console".to_owned()).spawn(serve)?;
+                Ok(Console::Stream(shared))
+            }
+        }
+    }
+
+    /// What [`LastWords::wait`] needs of it, for somebody who must not wait for the port: a vCPU may use that.
+    pub(super) fn last_words(&self) -> LastWords {
+        LastWords(match self {
+            Console::Memory(_) => None,
+            Console::Stream(shared) => Some(shared.clone()),
+        })
+    }
+}
+
+impl Shared {
+    fn take(&self, bytes: &[u8]) {
+        let mut buffer = lock(&self.buffer);
         if !buffer.dead && !buffer.closed {
             let room = BUFFER_MAX - buffer.bytes.len().min(BUFFER_MAX);
             let fit = bytes.get(..room).unwrap_or(bytes);
             buffer.bytes.extend_from_slice(fit);
             buffer.lost = buffer.lost.saturating_add(bytes.len() - fit.len());
             if bytes.contains(&b'\n') || buffer.bytes.len() >= WAKE_AT {
-                self.shared.changed.notify_all();
+                self.changed.notify_all();
             }
+        }
+    }
+}
+
+impl Write for Console {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Console::Memory(memory) => memory.write_all(bytes)?,
+            Console::Stream(shared) => shared.take(bytes),
         }
         Ok(bytes.len())
     }
@@ -98,12 +142,12 @@ impl Drop for Console {
 
 /// The end of a console.
 #[derive(Debug)]
-pub(in crate::devices) struct LastWords(Arc<Shared>);
+pub(in crate::devices) struct LastWords(Option<Arc<Shared>>);
 
 impl LastWords {
     /// Ends the console, and waits a moment until the sink has taken what was printed.
     pub(in crate::devices) fn wait(&self) {
-        let LastWords(shared) = self;
+        let LastWords(Some(shared)) = self else { return };
         let mut buffer = lock(&shared.buffer);
         buffer.closed = true;
         shared.changed.notify_all();
@@ -171,9 +215,17 @@ mod tests {
         }
     }
 
+    fn stream(sink: impl Write + Send + 'static) -> Console {
+        Console::new(ConsoleSink::Stream(Box::new(sink)), Box::new(|| Ok(()))).unwrap()
+    }
+
+    fn shared(console: &Console) -> Arc<Shared> {
+        console.last_words().0.unwrap()
+    }
+
     fn console() -> (Console, Receiver<Vec<u8>>) {
         let (sender, receiver) = channel();
-        (Console::new(Box::new(Sink(sender))), receiver)
+        (stream(Sink(sender)), receiver)
     }
 
     #[test]
@@ -197,15 +249,26 @@ mod tests {
         console.last_words().wait();
         assert_eq!(sink.try_recv().unwrap(), b"no line end");
         console.write_all(b"too late\n").unwrap();
-        assert!(lock(&console.shared.buffer).bytes.is_empty());
+        assert!(lock(&shared(&console).buffer).bytes.is_empty());
     }
 
     #[test]
-    fn a_silent_guest_costs_no_thread() {
-        let (console, sink) = console();
-        assert!(console.sink.is_some());
-        drop(console);
-        assert!(sink.recv().is_err());
+    fn memory_has_every_byte_at_once() {
+        let (sender, receiver) = channel();
+        let never = || Err(io::Error::other("there is no thread"));
+        let mut console = Console::new(ConsoleSink::Memory(Box::new(Sink(sender))), Box::new(never)).unwrap();
+        console.write_all(b"x").unwrap();
+        assert_eq!(receiver.try_recv().unwrap(), b"x");
+        console.last_words().wait();
+    }
+
+    #[test]
+    fn a_thread_that_cannot_be_confined_writes_nothing() {
+        let (sender, receiver) = channel();
+        let refused = Box::new(|| Err(io::Error::other("no seccomp")));
+        let mut console = Console::new(ConsoleSink::Stream(Box::new(Sink(sender))), refused).unwrap();
+        console.write_all(b"line\n").unwrap();
+        assert!(receiver.recv().is_err());
     }
 
     struct Stuck;
@@ -221,12 +284,13 @@ mod tests {
 
     #[test]
     fn a_sink_that_takes_nothing_stops_nobody_and_fills_no_memory() {
-        let mut console = Console::new(Box::new(Stuck));
+        let mut console = stream(Stuck);
         let start = Instant::now();
         for _ in 0..1000 {
             console.write_all(&[b'x'; 1000]).unwrap();
         }
-        let buffer = lock(&console.shared.buffer);
+        let shared = shared(&console);
+        let buffer = lock(&shared.buffer);
         assert!(buffer.bytes.len() <= BUFFER_MAX);
         assert!(buffer.lost > 0);
         drop(buffer);
@@ -239,12 +303,13 @@ mod tests {
         let (mut console, sink) = console();
         drop(sink);
         console.write_all(b"one\n").unwrap();
-        let buffer = lock(&console.shared.buffer);
+        let shared = shared(&console);
+        let buffer = lock(&shared.buffer);
         let (buffer, _) =
-            console.shared.changed.wait_timeout_while(buffer, Duration::from_secs(10), |b| !b.dead).unwrap();
+            shared.changed.wait_timeout_while(buffer, Duration::from_secs(10), |b| !b.dead).unwrap();
         assert!(buffer.dead);
         drop(buffer);
         console.write_all(b"two\n").unwrap();
-        assert!(lock(&console.shared.buffer).bytes.is_empty());
+        assert!(lock(&shared.buffer).bytes.is_empty());
     }
 }

@@ -2,7 +2,7 @@
 
 mod console;
 
-use std::io::{self, Write};
+use std::io;
 
 use snapshot_format::sections::SerialState;
 use vm_superio::Trigger;
@@ -10,9 +10,11 @@ use vm_superio::serial::NoEvents;
 
 use crate::bus::{BusDevice, IrqLine};
 
+use super::ThreadStart;
 use super::error::{DeviceError, StateFault};
 
 use console::Console;
+pub use console::ConsoleSink;
 pub(super) use console::LastWords;
 
 /// Length of the window, ports.
@@ -44,23 +46,25 @@ pub(super) fn cold_state() -> SerialState {
 }
 
 impl Serial {
-    /// The port in the given state; what it sends goes to `sink`.
+    /// The port in the given state; what it sends goes to `sink`, if need be by a thread that does `first` before anything else.
     ///
     /// # Errors
-    /// More received bytes than the port can hold.
+    /// More received bytes than the port can hold, or the host has no room for a thread.
     pub(super) fn new(
         state: SerialState,
         line: IrqLine,
-        sink: Box<dyn Write + Send>,
+        sink: ConsoleSink,
+        first: ThreadStart,
     ) -> Result<Self, DeviceError> {
-        let uart =
-            vm_superio::Serial::from_state(&live(state), Interrupt(line), NoEvents, Console::new(sink))
-                .map_err(|e| match e {
-                    vm_superio::serial::Error::Trigger(e) | vm_superio::serial::Error::IOError(e) => {
-                        DeviceError::Signal(e)
-                    }
-                    vm_superio::serial::Error::FullFifo => StateFault::Buffer.of("serial"),
-                })?;
+        let console = Console::new(sink, first).map_err(DeviceError::Console)?;
+        let uart = vm_superio::Serial::from_state(&live(state), Interrupt(line), NoEvents, console).map_err(
+            |e| match e {
+                vm_superio::serial::Error::Trigger(e) | vm_superio::serial::Error::IOError(e) => {
+                    DeviceError::Signal(e)
+                }
+                vm_superio::serial::Error::FullFifo => StateFault::Buffer.of("serial"),
+            },
+        )?;
         Ok(Serial { uart })
     }
 
@@ -155,8 +159,13 @@ fn live(state: SerialState) -> vm_superio::SerialState {
 mod tests {
     use super::*;
 
+    fn port_in(state: SerialState) -> Result<Serial, DeviceError> {
+        let sink = ConsoleSink::Memory(Box::new(io::sink()));
+        Serial::new(state, IrqLine::new(4).unwrap(), sink, Box::new(|| Ok(())))
+    }
+
     fn serial(state: SerialState) -> Serial {
-        Serial::new(state, IrqLine::new(4).unwrap(), Box::new(io::sink())).unwrap()
+        port_in(state).unwrap()
     }
 
     fn read(serial: &mut Serial, offset: u64) -> u8 {
@@ -184,7 +193,7 @@ mod tests {
     #[test]
     fn more_received_bytes_than_the_port_holds_are_refused() {
         let state = SerialState { in_buffer: vec![0; 65], ..cold_state() };
-        let made = Serial::new(state, IrqLine::new(4).unwrap(), Box::new(io::sink()));
+        let made = port_in(state);
         assert!(matches!(made, Err(DeviceError::State { source: StateFault::Buffer, .. })));
     }
 

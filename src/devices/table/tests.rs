@@ -6,7 +6,7 @@ use snapshot_format::state::{CURRENT, DecodeError, Reader};
 
 use super::*;
 use crate::bus::Request;
-use crate::devices::{DriveBacking, DriveSetup};
+use crate::devices::{ConsoleSink, DriveBacking, DriveSetup};
 use crate::memory::anonymous;
 
 fn drive(id: &str, writable: bool) -> DriveSetup {
@@ -27,7 +27,8 @@ fn linux() -> DeviceSetup {
         rng: true,
         generation: Some([1; GENERATION_LEN]),
         port: false,
-        console: Box::new(std::io::sink()),
+        console: ConsoleSink::Memory(Box::new(std::io::sink())),
+        thread_start: Box::new(|| Ok(())),
     }
 }
 

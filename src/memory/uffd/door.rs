@@ -47,7 +47,7 @@ pub enum UffdError {
 }
 
 /// Where a userfaultfd comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Default)]
 pub enum Door {
     /// `/dev/userfaultfd`, else the system call.
     #[default]
@@ -55,6 +55,18 @@ pub enum Door {
     /// An open descriptor of `/dev/userfaultfd`, for a process that may open nothing any more. It cannot be a userfaultfd: that
     /// belongs to the address space that made it, which is never this one.
     Device(RawFd),
+    /// One that this process made beforehand.
+    Made(Uffd),
+}
+
+impl Door {
+    /// Makes the userfaultfd now, for a process that will have no right to it later.
+    ///
+    /// # Errors
+    /// See [`UffdError`].
+    pub fn made(self) -> Result<Door, UffdError> {
+        make(self).map(Door::Made)
+    }
 }
 
 /// A descriptor that is also told of the faults of KVM, which come from kernel mode. It is non-blocking, as poll(2) demands,
@@ -68,16 +80,21 @@ pub(super) fn open(door: Door) -> Result<Uffd, UffdError> {
 
 /// The same with optional features (`UFFD_FEATURE_*`).
 pub(super) fn open_with(door: Door, features: u64) -> Result<Uffd, UffdError> {
-    let uffd = match door {
-        Door::Device(fd) => from_device(fd).map_err(|source| UffdError::Descriptor { fd, source })?,
-        // The crate's builder does not try the system call where the device is there but closed to this user.
-        Door::Host => from_host().or_else(|_| from_system_call()).map_err(UffdError::Unavailable)?,
-    };
+    let uffd = make(door)?;
     let mut api = Api { api: UFFD_API, features, ioctls: 0 };
     // SAFETY: UFFDIO_API reads and writes one `struct uffdio_api`, which `api` is.
     match unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API, &raw mut api) } {
         -1 => Err(UffdError::Api(io::Error::last_os_error())),
         _ => Ok(uffd),
+    }
+}
+
+fn make(door: Door) -> Result<Uffd, UffdError> {
+    match door {
+        Door::Device(fd) => from_device(fd).map_err(|source| UffdError::Descriptor { fd, source }),
+        // The crate's builder does not try the system call where the device is there but closed to this user.
+        Door::Host => from_host().or_else(|_| from_system_call()).map_err(UffdError::Unavailable),
+        Door::Made(uffd) => Ok(uffd),
     }
 }
 

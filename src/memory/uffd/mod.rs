@@ -45,6 +45,9 @@ pub enum PagedError {
 /// waits for ever.
 pub type OnFailure = Box<dyn FnOnce(PagerError) + Send>;
 
+/// What the pager's thread does first: it confines itself. Where that fails it serves nothing.
+pub type OnStart = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
 /// Memory of a guest of `bytes` bytes whose content comes from `source` as it is touched.
 ///
 /// # Errors
@@ -53,6 +56,7 @@ pub fn paged(
     source: Box<dyn ChunkSource>,
     bytes: u64,
     door: Door,
+    first: OnStart,
     failed: OnFailure,
 ) -> Result<(GuestMemory, Pager), PagedError> {
     let uffd = door::open(door)?;
@@ -64,7 +68,7 @@ pub fn paged(
     }
     let shared = Shared::new().map_err(PagedError::Thread)?;
     let server = Server::new(uffd, source, mapped, registered, shared.clone());
-    start(server, failed).map_err(PagedError::Thread)?;
+    start(server, first, failed).map_err(PagedError::Thread)?;
     Ok((memory, Pager(shared)))
 }
 
@@ -75,10 +79,11 @@ fn register(uffd: &Uffd, mapped: &[Mapped], range: &std::ops::Range<u64>) -> Res
     uffd.register(start as *mut _, len).map(drop).map_err(|e| PagedError::Register(io::Error::other(e)))
 }
 
-fn start(mut server: Server, failed: OnFailure) -> io::Result<()> {
+fn start(mut server: Server, first: OnStart, failed: OnFailure) -> io::Result<()> {
     let serve = move || {
-        if let Stop::Failed(error) = server.serve() {
-            failed(error);
+        match first().map(|()| server.serve()).map_err(PagerError::Confine) {
+            Err(error) | Ok(Stop::Failed(error)) => failed(error),
+            Ok(_) => {}
         }
         // To drop the server would close its descriptor, and whoever waits for a page would go on with zeros.
         loop {

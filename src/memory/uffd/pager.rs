@@ -36,6 +36,9 @@ pub enum PagerError {
     /// A chunk cannot be had.
     #[error(transparent)]
     Chunk(#[from] ChunkError),
+    /// The pager's thread could not be confined.
+    #[error("Cannot confine the pager's thread")]
+    Confine(#[source] io::Error),
     /// The kernel does not tell of faults.
     #[error("Cannot take page faults of the guest from userfaultfd")]
     Events(#[source] io::Error),

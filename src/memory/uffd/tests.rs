@@ -73,7 +73,7 @@ impl ChunkSource for Pages {
 fn memory_of(source: Pages, bytes: u64) -> (GuestMemory, Pager, Receiver<PagerError>) {
     let (sender, failures) = channel();
     let failed = Box::new(move |error| sender.send(error).unwrap());
-    let (memory, pager) = paged(Box::new(source), bytes, Door::Host, failed).unwrap();
+    let (memory, pager) = paged(Box::new(source), bytes, Door::Host, Box::new(|| Ok(())), failed).unwrap();
     (memory, pager, failures)
 }
 

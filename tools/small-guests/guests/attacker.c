@@ -2,8 +2,8 @@
  * device itself, and speaks the guest protocol (docs/guest-protocol.md) well enough to be baked, until it attacks.
  *
  * Words of the command line: `at=STAGE do=ATTACK` names when and how (an event whose content begins with an attack's name does
- * the same for that event); `answer=http` or `answer=lambda` how an honest event is answered: with `fine`. An event `read N` is
- * honest too, and reads 64 KiB of the first drive N times before.
+ * the same for that event); `answer=http` or `answer=lambda` how an honest event is answered: with `fine`. Events `read N` and
+ * `words N` are honest too, and read 64 KiB of the first drive N times before, or write so many kilobytes to standard error.
  *
  * STAGE: greeting, start, freeze, restore, event. ATTACK: see the table. Whatever it does, it goes on for ever, or stands still
  * afterwards. */
@@ -513,6 +513,15 @@ static void read_drive(uint32_t count)
     }
 }
 
+static void write_words(uint32_t count)
+{
+    uint8_t words[1000];
+
+    memset(words, 'x', sizeof words);
+    while (count-- > 0)
+        send_frame(STDERR, words, sizeof words);
+}
+
 static const struct {
     const char *name;
     void (*attack)(void);
@@ -615,6 +624,8 @@ static void answer_event(uint32_t length)
     text[content] = '\0';
     if (is_word(text, "read"))
         read_drive(number(text + 5));
+    if (is_word(text, "words"))
+        write_words(number(text + 6));
     attack(text);
     at("event");
     if (is_word(option("answer="), "http"))

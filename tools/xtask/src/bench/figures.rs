@@ -109,6 +109,26 @@ pub fn native(dir: &Path) -> Result<Measured> {
     Ok(figures)
 }
 
+/// A small guest with its jail and without, on this machine.
+pub fn jail(dir: &Path) -> Result<Measured> {
+    let of = |label| -> Result<Distribution> {
+        Ok(Series::read(dir, "jail.jsonl", label)?.of(|sample| sample.first_byte_us))
+    };
+    let (jailed, open) = (of("jailed")?, of("open")?);
+    let mut figures = Measured::default();
+    for (name, found, what) in [
+        ("jailed", &jailed, "`ember run`, small guest of 64 MiB"),
+        ("open", &open, "the same with --no-jail"),
+    ] {
+        figures.add(&format!("jail.{name}_p50_us"), found.median, "us", &spread(what, found));
+        figures.add(&format!("jail.{name}_p99_us"), found.p99, "us", &spread(what, found));
+    }
+    let method = "difference of the two medians of one interleaved run";
+    figures.add("jail.extra_p50_us", jailed.median - open.median, "us", method);
+    figures.phases("small guest restored, jailed", Series::read(dir, "jail.jsonl", "timed")?.phases());
+    Ok(figures)
+}
+
 fn spread(what: &str, found: &Distribution) -> String {
     format!("{what}, {found}")
 }
@@ -163,5 +183,18 @@ mod tests {
             assert!((found(name) - value).abs() < 1e-9, "{name}");
         }
         assert!((found("main.timing_gap_percent") - 5.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn what_a_jail_costs_is_the_difference_of_medians() {
+        let dir = tempfile::tempdir().unwrap();
+        let phases = [("jail", 160.0)];
+        let samples: String = [("jailed", 2700.0), ("open", 1900.0), ("timed", 2800.0)]
+            .map(|(label, us)| line(label, us, &phases, &[]))
+            .concat();
+        write(&dir.path().join("jail.jsonl"), samples).unwrap();
+        let figures = jail(dir.path()).unwrap();
+        assert_eq!(figures.value("jail.extra_p50_us"), Some(800.0));
+        assert_eq!(figures.value("jail.open_p99_us"), Some(1900.0));
     }
 }

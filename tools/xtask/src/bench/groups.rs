@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use super::report::Measured;
-use super::{clones, figures, paging, peer};
+use super::{clones, figures, paging, peer, pool};
 use crate::rig::DEFAULT_MEMORY_MIB;
 
 /// Where figures have a meaning.
@@ -49,7 +49,7 @@ pub struct Part {
 }
 
 /// All groups. A part in the emulated host is a boot of it, so that one that hangs does not cost the others.
-pub const GROUPS: [Group; 3] = [
+pub const GROUPS: [Group; 5] = [
     Group {
         name: "main",
         faults: false,
@@ -59,16 +59,7 @@ pub const GROUPS: [Group; 3] = [
             Part { runs: 5, ..in_rig("python-cold", "main.sh", figures::python_cold) },
             Part { runs: 5, ..in_rig("python-long", "main.sh", figures::python_long) },
             Part { runs: 5, ..in_rig("python-import", "main.sh", figures::python_import) },
-            Part {
-                name: "native",
-                script: "native.sh",
-                argument: "",
-                place: Place::Native,
-                memory_mib: 0,
-                runs: 1,
-                limit: 600,
-                figures: figures::native,
-            },
+            natively("native", "native.sh", figures::native),
         ],
     },
     Group {
@@ -83,6 +74,12 @@ pub const GROUPS: [Group; 3] = [
             },
             Part { argument: "lots", place: Place::Rig, ..in_rig("clones-lots", "clones.sh", clones::lots) },
         ],
+    },
+    Group { name: "jail", faults: false, parts: &[natively("jail", "jail.sh", figures::jail)] },
+    Group {
+        name: "pool",
+        faults: false,
+        parts: &[Part { limit: 900, ..natively("pool-native", "pool.sh", pool::pool) }],
     },
     Group {
         name: "paging",
@@ -114,4 +111,8 @@ pub const GROUPS: [Group; 3] = [
 const fn in_rig(name: &'static str, script: &'static str, figures: fn(&Path) -> Result<Measured>) -> Part {
     let (place, memory_mib) = (Place::ExactRig, DEFAULT_MEMORY_MIB);
     Part { name, script, argument: name, place, memory_mib, runs: 1, limit: 900, figures }
+}
+
+const fn natively(name: &'static str, script: &'static str, figures: fn(&Path) -> Result<Measured>) -> Part {
+    Part { name, script, argument: "", place: Place::Native, memory_mib: 0, runs: 1, limit: 600, figures }
 }

@@ -11,6 +11,7 @@ mod figures;
 mod groups;
 mod paging;
 mod peer;
+mod pool;
 mod report;
 mod samples;
 mod targets;

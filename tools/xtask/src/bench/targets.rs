@@ -14,7 +14,7 @@ enum Bound {
     AtLeast(f64),
 }
 
-const TARGETS: [(&str, Bound); 33] = [
+const TARGETS: [(&str, Bound); 43] = [
     // The same on Firecracker, over vsock: 11 300 and 2 047 000.
     ("main.echo_restore_to_answer_us", Bound::Value(12_000.0)),
     ("main.echo_cold_to_answer_us", Bound::Value(2_050_000.0)),
@@ -32,6 +32,16 @@ const TARGETS: [(&str, Bound); 33] = [
     ("clones.duplicates_in_1000", Bound::Value(0.0)),
     ("clones.events_before_acknowledgement", Bound::Value(0.0)),
     ("clones.cycles_under_load_ok", Bound::AtLeast(20.0)),
+    ("jail.extra_p50_us", Bound::Value(1_500.0)),
+    ("pool.activate_p50_us", Bound::Value(300.0)),
+    ("pool.activate_p99_us", Bound::Value(1_500.0)),
+    ("pool.activate_100_p50_us", Bound::Value(300.0)),
+    ("pool.activate_100_p99_us", Bound::Value(1_000.0)),
+    ("pool.run_ratio", Bound::Value(0.5)),
+    ("burst.64.spread", Bound::Value(3.0)),
+    ("burst.restores_per_s", Bound::AtLeast(300.0)),
+    ("pool.leaks_after_cycles", Bound::Value(0.0)),
+    ("density.idle_clone_kib", Bound::Value(2_048.0)),
     ("paging.echo_restore_to_answer_us", Bound::Value(5_500.0)),
     ("paging.restore_to_first_instruction_us", Bound::Value(1_800.0)),
     ("paging.cold_boot_ratio", Bound::Value(1.0 / 250.0)),

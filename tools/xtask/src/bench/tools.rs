@@ -8,8 +8,14 @@ use crate::process::{self, command};
 use crate::workspace::{Workspace, make_dir};
 
 /// Sources under `benches/`; each program is named after its file.
-const SOURCES: [&str; 5] =
-    ["starter/starter.c", "floor/floor.c", "peer/driver.c", "peer/guest.c", "paging/cool.c"];
+const SOURCES: [&str; 6] = [
+    "caller/caller.c",
+    "starter/starter.c",
+    "floor/floor.c",
+    "peer/driver.c",
+    "peer/guest.c",
+    "paging/cool.c",
+];
 
 /// Compiles them as static programs, and returns them.
 pub fn build(workspace: &Workspace) -> Result<Vec<PathBuf>> {
@@ -22,6 +28,8 @@ fn compile(workspace: &Workspace, source: &str, dir: &std::path::Path) -> Result
     let source = workspace.path("benches").join(source);
     let program = dir.join(source.file_stem().context("A source has no name")?);
     let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
-    process::quiet(command(&compiler).args(["-O2", "-Wall", "-static", "-o"]).arg(&program).arg(&source))?;
+    process::quiet(
+        command(&compiler).args(["-O2", "-Wall", "-static", "-pthread", "-o"]).arg(&program).arg(&source),
+    )?;
     Ok(program)
 }

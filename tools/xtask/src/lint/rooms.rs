@@ -30,7 +30,7 @@ const KVM_AND_MEMORY: &[&str] = &[
 const IO: &[&str] = &["std::fs", "std::net", "std::os", "libc", "rustix", "vmm_sys_util"];
 
 /// Every room. The first whose path fits is a file's own.
-pub const ROOMS: [Room; 22] = [
+pub const ROOMS: [Room; 24] = [
     room("snapshot-format/src/", "snapshot_format", &[]).never(KVM_AND_MEMORY),
     room("tools/guest-protocol/src/", "guest_protocol", &[]).never(IO),
     room("tools/guest-agent/src/", "guest_agent", &["guest_protocol"]),
@@ -69,10 +69,22 @@ pub const ROOMS: [Room; 22] = [
     ),
     room("src/config/", "config", &["snapshot_format"]),
     room(
+        "src/failure/",
+        "failure",
+        &["vm", "memory", "devices", "boot", "function", "bundle", "rootfs", "jail", "config"],
+    ),
+    room(
+        "src/serve/",
+        "serve",
+        &["vm", "function", "bundle", "devices", "memory", "jail", "failure", "config", "snapshot_format"],
+    ),
+    room(
         "src/cli/",
         "cli",
         &[
             "vm",
+            "serve",
+            "failure",
             "faults",
             "function",
             "bundle",

@@ -14,8 +14,8 @@ use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
 use crate::{image, tree};
 
 /// Programs of the development machine that Ember or its tests call; their libraries come along.
-const PROGRAMS: [&str; 8] =
-    ["dash", "mke2fs", "debugfs", "e2fsck", "dumpe2fs", "resize2fs", "umoci", "skopeo"];
+const PROGRAMS: [&str; 9] =
+    ["dash", "mke2fs", "debugfs", "e2fsck", "dumpe2fs", "resize2fs", "umoci", "skopeo", "curl"];
 
 /// What the payload is made of.
 #[derive(Debug)]

@@ -17,7 +17,7 @@ enum Probe {
 }
 
 /// Host packages: the name in Debian 12 and the sign that it is not needed any more.
-const PACKAGES: [(&str, Probe); 10] = [
+const PACKAGES: [(&str, Probe); 11] = [
     ("libclang-dev", Probe::Libclang),
     ("qemu-system-x86", Probe::Program("qemu-system-x86_64")),
     ("busybox-static", Probe::Program("busybox")),
@@ -27,6 +27,7 @@ const PACKAGES: [(&str, Probe); 10] = [
     ("xz-utils", Probe::Program("xz")),
     ("umoci", Probe::Program("umoci")),
     ("skopeo", Probe::Program("skopeo")),
+    ("curl", Probe::Program("curl")),
     ("python3-pip", Probe::Pip),
 ];
 

@@ -81,7 +81,7 @@ impl Group {
 }
 
 /// All groups. Two run at a time in this order, so the long ones come first.
-pub const GROUPS: [Group; 21] = [
+pub const GROUPS: [Group; 24] = [
     // Ten bakes of a busy guest one after the other, twice.
     Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
     // Many clones, agents that fail to answer, each waited for.
@@ -94,7 +94,9 @@ pub const GROUPS: [Group; 21] = [
     Group::new("linux_memory", Place::Linux, 400).memory_mib(12 * 1024),
     // Guests that never get ready, each waited for.
     Group::new("linux_bad", Place::Linux, 300),
+    Group::new("linux_serve", Place::Linux, 300),
     Group::new("linux_http", Place::Linux, 300),
+    Group::new("linux_hostile", Place::Linux, 300),
     Group::new("linux_exec", Place::Linux, 300),
     Group::new("linux_restore", Place::Linux, 300),
     // Control groups and a disk that fails: on a host of its own.
@@ -111,6 +113,7 @@ pub const GROUPS: [Group; 21] = [
     Group::new("beside", Place::Rig, 120),
     // Attackers that are waited out; with --full, guests that run wild for an hour.
     Group::new("hostile", Place::Small, 3900),
+    Group::new("small_serve", Place::Small, 120),
     Group::new("small", Place::Small, 120),
     Group::new("offline", Place::Anywhere, 120),
 ];

@@ -1,11 +1,21 @@
 //! What makes a clone unique: the content of its restore message.
 
+use std::io;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::faults::{Fault, injected};
 use crate::function::{GENERATION_LEN, MACHINE_ID_LEN, RestoreMessage};
 
-use super::failure::{Failure, Kind};
+/// Why a clone cannot be made unique, or be told the time.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// The host's clock is wrong.
+    #[error("The host's clock stands before 1970; set it")]
+    Clock,
+    /// The host's kernel gives no random bytes.
+    #[error("The host's generator of random numbers fails")]
+    Random(#[source] io::Error),
+}
 
 /// What the user asks of a clone's identity.
 #[derive(Debug, Clone, Copy)]
@@ -23,7 +33,7 @@ pub struct Asked<'a> {
 ///
 /// # Errors
 /// The host's generator gives nothing, or its clock stands before 1970: a clone could not become unique or on time.
-pub fn restore_message(asked: Asked<'_>) -> Result<RestoreMessage, Failure> {
+pub fn restore_message(asked: Asked<'_>) -> Result<RestoreMessage, IdentityError> {
     since_epoch()?;
     let generation = random()?;
     let with_names = !injected(Fault::NamesAbsent);
@@ -55,24 +65,21 @@ fn machine_id(generation: [u8; GENERATION_LEN]) -> [u8; MACHINE_ID_LEN] {
 ///
 /// # Errors
 /// It stands before 1970.
-pub fn since_epoch() -> Result<Duration, Failure> {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_err(|_| Failure::text(Kind::HostCannot, "The host's clock stands before 1970; set it"))
+pub fn since_epoch() -> Result<Duration, IdentityError> {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_err(|_| IdentityError::Clock)
 }
 
 /// Random bytes from the host's kernel.
 ///
 /// # Errors
 /// Its generator gives nothing.
-pub fn random<const N: usize>() -> Result<[u8; N], Failure> {
+pub fn random<const N: usize>() -> Result<[u8; N], IdentityError> {
     let mut bytes = [0; N];
     let mut filled = 0;
     while filled < N {
         let rest = bytes.get_mut(filled..).unwrap_or_default();
         let flags = rustix::rand::GetRandomFlags::empty();
-        filled += rustix::rand::getrandom(rest, flags)
-            .map_err(|e| Failure::new(Kind::HostCannot, &std::io::Error::from(e)))?;
+        filled += rustix::rand::getrandom(rest, flags).map_err(|e| IdentityError::Random(e.into()))?;
     }
     Ok(bytes)
 }
@@ -81,7 +88,7 @@ pub fn random<const N: usize>() -> Result<[u8; N], Failure> {
 ///
 /// # Errors
 /// The host's generator gives nothing.
-pub fn random_duration(max: Duration) -> Result<Duration, Failure> {
+pub fn random_duration(max: Duration) -> Result<Duration, IdentityError> {
     let fraction = f64::from(u32::from_le_bytes(random()?)) / f64::from(u32::MAX);
     Ok(max.mul_f64(fraction))
 }

@@ -41,9 +41,14 @@ impl Console {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the serial port writes to.
+    /// What the serial port writes to. Where it is shown it may block.
     pub fn writer(&self) -> Box<dyn Write + Send> {
         Box::new(self.clone())
+    }
+
+    /// Whether it is shown.
+    pub fn is_shown(&self) -> bool {
+        self.show
     }
 
     /// The last lines, for a message; `None` when they were shown already or there are none.

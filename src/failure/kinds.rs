@@ -6,16 +6,16 @@ use crate::bundle::{DraftError, OpenError, VerifyError};
 use crate::config::{ConfigError, EventError, InvalidError};
 use crate::devices::DeviceError;
 use crate::function::SessionError;
-use crate::jail::ForkError;
+use crate::jail::{BoundError, ForkError, JailError, SeccompError};
 use crate::memory::PagerError;
 use crate::rootfs::{DetectError, RootfsError};
 use crate::vm::{
-    BuildError, CaptureError, DriveError, InvokeError, LoadError, RecordingError, RunError, StartError,
-    WarmError,
+    BuildError, CaptureError, DriveError, IdentityError, InvokeError, LoadError, RecordingError,
+    RequestError, RunError, StartError, WarmError,
 };
 
-use super::failure::{Kind, ToFailure};
 use super::limits::TooLong;
+use super::{Kind, ToFailure};
 
 /// Errors that are of one kind whatever their variant.
 macro_rules! always {
@@ -38,7 +38,11 @@ always! {
     DetectError => Usage,
     DeviceError => HostCannot,
     ForkError => HostCannot,
+    BoundError => HostCannot,
+    JailError => HostCannot,
+    SeccompError => HostCannot,
     CaptureError => HostCannot,
+    IdentityError => HostCannot,
     RunError => GuestFailed,
 }
 
@@ -86,6 +90,7 @@ impl ToFailure for DriveError {
     fn kind(&self) -> Kind {
         match self {
             DriveError::Session(error) => error.kind(),
+            DriveError::Confine(_) => Kind::HostCannot,
             _ => Kind::GuestFailed,
         }
     }
@@ -170,6 +175,15 @@ impl ToFailure for RecordingError {
             RecordingError::Run(_) | RecordingError::Failed { .. } => Kind::GuestFailed,
             RecordingError::Session(error) => error.kind(),
             RecordingError::NoAnswer { source, .. } => source.kind(),
+        }
+    }
+}
+
+impl ToFailure for RequestError {
+    fn kind(&self) -> Kind {
+        match self {
+            RequestError::Foreign => Kind::Usage,
+            RequestError::Identity(error) => error.kind(),
         }
     }
 }

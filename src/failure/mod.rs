@@ -1,4 +1,9 @@
-//! What a command ends with when it does not succeed: an exit code, and an error whose chain is printed once.
+//! What a command ends with when it does not succeed: an exit code, and an error whose chain is printed once. A machine's process
+//! tells it to whoever waits for its answer.
+
+pub mod console;
+mod kinds;
+pub mod limits;
 
 use std::error::Error;
 use std::fmt;
@@ -78,6 +83,25 @@ impl Failure {
         self.kind
     }
 
+    /// What another process told in the form of [`to_json`](Self::to_json), or something like it.
+    pub fn from_json(told: &serde_json::Value) -> Self {
+        let error = told.get("error").unwrap_or(told);
+        let text = |value: &serde_json::Value| value.as_str().map(str::to_owned);
+        let kind = error.get("kind").cloned().unwrap_or_default();
+        let message =
+            error.get("message").and_then(text).unwrap_or_else(|| "The daemon refused it".to_owned());
+        let causes = error.get("causes").and_then(serde_json::Value::as_array).into_iter().flatten();
+        Failure {
+            kind: match kind.as_str() {
+                Some("request") => Kind::Usage,
+                Some("overloaded") => Kind::HostCannot,
+                _ => serde_json::from_value(kind).unwrap_or(Kind::Internal),
+            },
+            chain: std::iter::once(message).chain(causes.filter_map(text)).collect(),
+            detail: error.get("detail").and_then(text),
+        }
+    }
+
     /// As `--json` shows it.
     pub fn to_json(&self) -> serde_json::Value {
         let message = self.chain.first().cloned().unwrap_or_default();
@@ -127,6 +151,7 @@ mod tests {
         let failure = Failure::new(Kind::BadBundle, &error).with_detail(Some("panic".into()));
         assert_eq!(failure.to_string(), "Outer: inner\n--- last output of the guest ---\npanic");
         assert_eq!(failure.to_json()["error"]["exit_code"], 121);
+        assert_eq!(Failure::from_json(&failure.to_json()).to_json(), failure.to_json());
     }
 
     #[test]

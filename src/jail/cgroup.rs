@@ -1,0 +1,281 @@
+//! A control group of a machine's own, which bounds its memory, processor time and threads (cgroups(7)).
+//!
+//! With version 1 it lies below the caller's group, whose limits then hold for both. Version 2 allows no group below one that
+//! has processes, except the root: there it lies beside the caller's.
+//!
+//! Nobody waits for the end of a machine, so nobody removes its group then: each start removes the groups of those that have ended.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The folder of the groups of all machines.
+const ALL: &str = "ember";
+/// Length of a period of `cpu.max`, microseconds: the kernel's own choice.
+const PERIOD_US: u64 = 100_000;
+/// Threads of a machine's process.
+const THREADS_MAX: u64 = 64;
+/// A group that is made but still empty may be taken for one of a machine that has ended.
+const TRIES: usize = 8;
+
+/// What a machine may use.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// Bytes of memory, the guest's among them; the kernel ends a machine that needs more.
+    pub memory_max: Option<u64>,
+    /// Bytes of memory beyond which the machine is slowed down and its memory is taken back where that is possible.
+    pub memory_high: Option<u64>,
+    /// Processor time in percent of one processor.
+    pub cpu_percent: Option<u32>,
+    /// Share of the processors where there are too few, 1 to 10 000; everybody has 100.
+    pub cpu_weight: Option<u32>,
+}
+
+/// Why a machine cannot be bounded.
+#[derive(Debug, thiserror::Error)]
+pub enum BoundError {
+    /// The host has no control groups for it.
+    #[error("This host has no control groups for {controller}: mount them at /sys/fs/cgroup")]
+    NoController {
+        /// Which controller.
+        controller: &'static str,
+    },
+    /// The system refused a step.
+    #[error("Cannot bound the machine by {}; only root, or who has been given the control group, may", path.display())]
+    Refused {
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A file of a group and what is written to it.
+type Setting = (&'static str, String);
+
+impl Bounds {
+    /// Whether anything is bounded.
+    pub fn is_none(&self) -> bool {
+        *self == Bounds::default()
+    }
+
+    fn of_version_2(&self) -> Vec<Setting> {
+        let memory = [("memory.max", self.memory_max), ("memory.high", self.memory_high)];
+        let quota = self.cpu_percent.map(|percent| format!("{} {PERIOD_US}", quota(percent)));
+        let weight = self.cpu_weight.map(|weight| weight.to_string());
+        let memory = memory.into_iter().filter_map(|(file, bytes)| Some((file, bytes?.to_string())));
+        let cpu = [("cpu.max", quota), ("cpu.weight", weight)];
+        let cpu = cpu.into_iter().filter_map(|(file, value)| Some((file, value?)));
+        memory.chain(cpu).chain([("pids.max", THREADS_MAX.to_string())]).collect()
+    }
+
+    fn of_version_1(&self, controller: &str) -> Vec<Setting> {
+        let all = match controller {
+            "memory" => vec![
+                ("memory.limit_in_bytes", self.memory_max.map(|bytes| bytes.to_string())),
+                ("memory.soft_limit_in_bytes", self.memory_high.map(|bytes| bytes.to_string())),
+            ],
+            "cpu" => vec![
+                ("cpu.cfs_quota_us", self.cpu_percent.map(|percent| quota(percent).to_string())),
+                // Everybody has 1024 of them.
+                (
+                    "cpu.shares",
+                    self.cpu_weight.map(|weight| (u64::from(weight) * 1024 / 100).max(2).to_string()),
+                ),
+            ],
+            _ => vec![("pids.max", Some(THREADS_MAX.to_string()))],
+        };
+        all.into_iter().filter_map(|(file, value)| Some((file, value?))).collect()
+    }
+}
+
+/// Microseconds of each period.
+fn quota(percent: u32) -> u64 {
+    (u64::from(percent) * PERIOD_US / 100).max(1000)
+}
+
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+
+/// A mounted hierarchy of control groups, and this process's place in it.
+#[derive(Debug, PartialEq, Eq)]
+struct Hierarchy {
+    mount: PathBuf,
+    /// Its controllers; none with version 2.
+    controllers: Vec<String>,
+    own: PathBuf,
+}
+
+/// Moves the calling process into a new group with these bounds.
+///
+/// # Errors
+/// See [`BoundError`]; the process may be in some of its groups then, and must end.
+pub fn bound(bounds: &Bounds) -> Result<(), BoundError> {
+    let hierarchies = hierarchies(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
+    let unified = hierarchies.iter().find(|one| one.controllers.is_empty() && has_controllers(&one.mount));
+    if let Some(unified) = unified {
+        let base = beside(unified);
+        let all = base.join(ALL);
+        make(&all)?;
+        for group in [&base, &all] {
+            write(&group.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
+        }
+        return enter_new(&all, &bounds.of_version_2());
+    }
+    for controller in CONTROLLERS {
+        let has = |one: &&Hierarchy| one.controllers.iter().any(|name| name == controller);
+        let hierarchy = hierarchies.iter().find(has).ok_or(BoundError::NoController { controller })?;
+        let all = hierarchy.own.join(ALL);
+        make(&all)?;
+        enter_new(&all, &bounds.of_version_1(controller))?;
+    }
+    Ok(())
+}
+
+/// Where version 2 allows a group with bounds.
+fn beside(unified: &Hierarchy) -> PathBuf {
+    let parent = unified.own.parent().filter(|_| unified.own != unified.mount);
+    parent.unwrap_or(&unified.mount).to_owned()
+}
+
+fn has_controllers(mount: &Path) -> bool {
+    let offered = fs::read_to_string(mount.join("cgroup.controllers")).unwrap_or_default();
+    CONTROLLERS.iter().all(|name| offered.split_whitespace().any(|one| one == *name))
+}
+
+fn enter_new(all: &Path, settings: &[Setting]) -> Result<(), BoundError> {
+    remove_ended(all);
+    let mut outcome = Ok(());
+    for _ in 0..TRIES {
+        let group = all.join(format!("vm-{:016x}", random()?));
+        outcome = make(&group).and_then(|()| {
+            settings.iter().try_for_each(|(file, value)| write(&group.join(file), value))?;
+            write(&group.join("cgroup.procs"), "0")
+        });
+        match &outcome {
+            Err(BoundError::Refused { source, .. }) if is_gone(source) => {}
+            _ => break,
+        }
+    }
+    outcome
+}
+
+/// Whether another start has taken the group away.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV))
+}
+
+/// Groups that have processes cannot be removed.
+fn remove_ended(all: &Path) {
+    for group in fs::read_dir(all).into_iter().flatten().flatten() {
+        if group.file_name().as_encoded_bytes().starts_with(b"vm-") {
+            fs::remove_dir(group.path()).ok();
+        }
+    }
+}
+
+fn random() -> Result<u64, BoundError> {
+    let mut bytes = [0; 8];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    filled.map_err(|e| refused(Path::new(ALL), e.into()))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+fn refused(path: &Path, source: io::Error) -> BoundError {
+    BoundError::Refused { path: path.to_owned(), source }
+}
+
+fn make(path: &Path) -> Result<(), BoundError> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(refused(path, e)),
+        _ => Ok(()),
+    }
+}
+
+fn write(path: &Path, value: &str) -> Result<(), BoundError> {
+    let opened = fs::File::options().write(true).open(path);
+    opened
+        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
+        .map_err(|e| refused(path, e))
+}
+
+fn read(path: &str) -> Result<String, BoundError> {
+    fs::read_to_string(path).map_err(|e| refused(Path::new(path), e))
+}
+
+/// From `/proc/self/mountinfo` (proc_pid_mountinfo(5)) and `/proc/self/cgroup` (cgroups(7)).
+fn hierarchies(mounts: &str, groups: &str) -> Vec<Hierarchy> {
+    mounts.lines().filter_map(|line| hierarchy(line, groups)).collect()
+}
+
+fn hierarchy(line: &str, groups: &str) -> Option<Hierarchy> {
+    let (before, after) = line.split_once(" - ")?;
+    let mut before = before.split(' ').skip(3);
+    let (root, mount) = (before.next()?, PathBuf::from(before.next()?));
+    let mut after = after.split(' ');
+    let (kind, options) = (after.next()?, after.nth(1)?);
+    let controllers: Vec<String> = match kind {
+        "cgroup2" => Vec::new(),
+        "cgroup" => options.split(',').filter(|name| *name != "rw").map(str::to_owned).collect(),
+        _ => return None,
+    };
+    let own = groups.lines().find_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (names, path) = (parts.next()?, parts.next()?);
+        let same = if controllers.is_empty() {
+            names.is_empty()
+        } else {
+            names.split(',').any(|name| controllers.iter().any(|one| one == name))
+        };
+        same.then_some(path)
+    })?;
+    // A container sees the part of the hierarchy that was mounted for it.
+    let own = Path::new(own).strip_prefix(root).unwrap_or(Path::new(""));
+    Some(Hierarchy { own: mount.join(own), mount, controllers })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "31 23 0:28 / /sys/fs/cgroup rw - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu rw,relatime - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 /docker/a /sys/fs/cgroup/memory rw,relatime shared:3 - cgroup cgroup rw,memory
+41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
+";
+    const GROUPS: &str = "4:memory:/docker/a/b\n1:cpu,cpuacct:/\n0::/user.slice/x\n";
+
+    #[test]
+    fn hierarchies_and_the_own_place_in_them_are_found() {
+        let found = hierarchies(MOUNTS, GROUPS);
+        let own: Vec<&Path> = found.iter().map(|one| one.own.as_path()).collect();
+        let cgroup = Path::new("/sys/fs/cgroup");
+        assert_eq!(own, [cgroup.join("cpu"), cgroup.join("memory/b"), cgroup.join("unified/user.slice/x")]);
+        assert_eq!(found[0].controllers, ["cpu", "cpuacct"]);
+        assert_eq!(beside(&found[2]), cgroup.join("unified/user.slice"));
+        let root =
+            Hierarchy { own: found[2].mount.clone(), mount: found[2].mount.clone(), controllers: vec![] };
+        assert_eq!(beside(&root), root.mount);
+    }
+
+    #[test]
+    fn bounds_are_written_as_each_version_wants_them() {
+        let bounds = Bounds {
+            memory_max: Some(1 << 20),
+            memory_high: None,
+            cpu_percent: Some(50),
+            cpu_weight: Some(200),
+        };
+        let text = |settings: Vec<Setting>| {
+            settings.into_iter().map(|(file, value)| format!("{file}={value}")).collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(
+            text(bounds.of_version_2()),
+            "memory.max=1048576 cpu.max=50000 100000 cpu.weight=200 pids.max=64"
+        );
+        assert_eq!(text(bounds.of_version_1("memory")), "memory.limit_in_bytes=1048576");
+        assert_eq!(text(bounds.of_version_1("cpu")), "cpu.cfs_quota_us=50000 cpu.shares=2048");
+        assert_eq!(text(bounds.of_version_1("pids")), "pids.max=64");
+        assert!(Bounds::default().is_none() && !bounds.is_none());
+    }
+}

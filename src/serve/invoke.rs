@@ -1,0 +1,270 @@
+//! One event through the pool: a shell, the job, the frames of its answer.
+
+use std::io::{self, Read};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::failure::{Failure, Kind};
+use crate::function::Notice;
+use crate::vm::{Request, Timeline, private_file};
+
+use super::frame::{Done, Frame};
+use super::gate::Closed;
+use super::job::{self, Identity, Job};
+use super::metrics::Outcome;
+use super::pool::{NoShell, Pool, Shell, timespec};
+use super::registry::Function;
+
+/// Longest answer with everything that is logged beside it, bytes.
+const ANSWER_MAX: usize = 256 << 20;
+/// How much longer than its own limit a clone is waited for: it says itself that it is late.
+const GRACE: Duration = Duration::from_secs(5);
+/// Most bytes read at a time.
+const STEP: usize = 64 << 10;
+
+/// An event and what is asked with it.
+#[derive(Debug, Default)]
+pub struct Call {
+    /// What is said about it.
+    pub request: Request,
+    /// What is asked of the clone.
+    pub identity: Identity,
+    /// Longest time until the answer is complete.
+    pub limit: Option<Duration>,
+    /// Its content.
+    pub body: Vec<u8>,
+}
+
+/// Why an event has no answer, or only the beginning of one.
+#[derive(Debug)]
+pub enum Refusal {
+    /// As many wait as may: this function's own limit.
+    Full,
+    /// Its turn, or a shell, did not come in time.
+    Late,
+    /// The platform failed.
+    Failed(Failure),
+    /// The caller has gone.
+    Abandoned,
+}
+
+impl Refusal {
+    fn outcome(&self) -> Outcome {
+        match self {
+            Refusal::Full | Refusal::Late => Outcome::Overloaded,
+            Refusal::Failed(_) => Outcome::PlatformFailed,
+            Refusal::Abandoned => Outcome::Abandoned,
+        }
+    }
+}
+
+/// Whom the answer is for.
+pub trait Caller {
+    /// Takes a piece of the answer.
+    ///
+    /// # Errors
+    /// The caller has gone.
+    fn take(&mut self, piece: Notice) -> io::Result<()>;
+
+    /// Becomes ready with one of `flags` when the caller goes.
+    fn goes(&self) -> (BorrowedFd<'_>, PollFlags);
+}
+
+/// Serves an event of `function`.
+///
+/// # Errors
+/// See [`Refusal`].
+pub fn invoke(
+    pool: &Arc<Pool>,
+    function: &Function,
+    call: Call,
+    caller: &mut dyn Caller,
+) -> Result<Done, Refusal> {
+    let begin = Instant::now();
+    let outcome = serve(pool, function, call, caller);
+    let ended = match &outcome {
+        Ok(done) if done.exit_code == 0 => Outcome::Answered,
+        Ok(_) => Outcome::FunctionFailed,
+        Err(refusal) => refusal.outcome(),
+    };
+    function.counters.count(ended);
+    if outcome.is_ok() {
+        function.counters.total.add(begin.elapsed());
+    }
+    outcome
+}
+
+fn serve(
+    pool: &Arc<Pool>,
+    function: &Function,
+    call: Call,
+    caller: &mut dyn Caller,
+) -> Result<Done, Refusal> {
+    let queued_until = Instant::now() + Duration::from_millis(function.settings.queue_timeout_ms);
+    let _permit = function.gate.enter(queued_until).map_err(|closed| match closed {
+        Closed::Full => Refusal::Full,
+        Closed::Late => Refusal::Late,
+    })?;
+    let limit = call.limit.map_or(function.limit, |asked| asked.min(function.limit));
+    // A clone that is asked to be somebody else must be a fresh one.
+    let kept = (call.identity == Identity::default()).then(|| function.take_kept()).flatten();
+    // One that has ended while it waited is as good as none.
+    let again = kept.filter(|(shell, left)| {
+        shell.is_alive() && send(shell, function, &call, limit, left - 1, false).is_ok()
+    });
+    let (shell, left) = match again {
+        Some((shell, left)) => (shell, left - 1),
+        None => {
+            let shell = pool.take(function.shape, queued_until).map_err(no_shell)?;
+            let left = function.settings.reuse.saturating_sub(1);
+            send(&shell, function, &call, limit, left, true)?;
+            (shell, left)
+        }
+    };
+    let done = Answer::new(&shell, function, limit).follow(caller)?;
+    if left > 0 {
+        function.keep(shell, left);
+    }
+    Ok(done)
+}
+
+fn no_shell(why: NoShell) -> Refusal {
+    match why {
+        NoShell::Late => Refusal::Late,
+        NoShell::Refused(failure) => Refusal::Failed(failure),
+        NoShell::Gone => {
+            Refusal::Failed(Failure::text(Kind::Internal, "The zygote is gone: restart the daemon"))
+        }
+    }
+}
+
+fn send(
+    shell: &Shell,
+    function: &Function,
+    call: &Call,
+    limit: Duration,
+    left: u32,
+    fresh: bool,
+) -> Result<(), Refusal> {
+    let cannot = |e: io::Error| Refusal::Failed(Failure::new(Kind::HostCannot, &e));
+    let (manifest, files) = function.bundle.to_send();
+    let written = function.bundle.manifest().drives.iter().filter(|drive| !drive.read_only);
+    let ids: Vec<String> = written.map(|drive| drive.id.clone()).collect();
+    let deltas = ids.iter().filter(|_| fresh).map(|_| private_file());
+    let deltas = deltas.collect::<io::Result<Vec<_>>>().map_err(cannot)?;
+    let job = Job {
+        files: files.iter().map(|(name, _)| (*name).to_owned()).filter(|_| fresh).collect(),
+        deltas: if fresh { ids } else { Vec::new() },
+        request: call.request.clone(),
+        identity: call.identity.clone(),
+        limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),
+        sent_ns: Timeline::start().start_ns(),
+        more: left > 0,
+    };
+    let handles = files.into_iter().map(|(_, file)| file).filter(|_| fresh).chain(&deltas);
+    let manifest = if fresh { manifest } else { &[] };
+    match job::send(&shell.socket, &job, manifest, &call.body, &job::borrowed(handles)) {
+        Ok(()) => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(lost(shell)),
+        Err(e) => Err(cannot(e)),
+    }
+}
+
+/// The failure of a shell that has said nothing.
+fn lost(shell: &Shell) -> Refusal {
+    let end = match shell.end() {
+        Some(code) if code < 0 => format!("it was killed by signal {}", -code),
+        Some(code) => format!("it exited with {code}"),
+        None => "nobody knows how".to_owned(),
+    };
+    Refusal::Failed(Failure::text(
+        Kind::GuestFailed,
+        format!("The clone's process ended without an answer: {end}"),
+    ))
+}
+
+/// An answer on its way.
+struct Answer<'a> {
+    shell: &'a Shell,
+    function: &'a Function,
+    sent: Instant,
+    deadline: Instant,
+    bytes: Vec<u8>,
+    total: usize,
+    first: bool,
+}
+
+impl<'a> Answer<'a> {
+    fn new(shell: &'a Shell, function: &'a Function, limit: Duration) -> Self {
+        let sent = Instant::now();
+        let (bytes, total, first) = (Vec::new(), 0, true);
+        Answer { shell, function, sent, deadline: sent + limit + GRACE, bytes, total, first }
+    }
+
+    /// Passes pieces on until the event is over.
+    fn follow(mut self, caller: &mut dyn Caller) -> Result<Done, Refusal> {
+        loop {
+            while let Some((frame, len)) = Frame::parse(&self.bytes).map_err(|e| misspoke(&e))? {
+                self.bytes.drain(..len);
+                match frame {
+                    Frame::Piece(piece) => {
+                        if std::mem::take(&mut self.first) {
+                            self.function.counters.activation.add(self.sent.elapsed());
+                        }
+                        caller.take(piece).map_err(|_| Refusal::Abandoned)?;
+                    }
+                    Frame::Done(done) => return Ok(done),
+                    Frame::Failed(failure) => return Err(Refusal::Failed(failure)),
+                    Frame::Ready(_) => {}
+                }
+            }
+            self.await_more(caller)?;
+        }
+    }
+
+    fn await_more(&mut self, caller: &mut dyn Caller) -> Result<(), Refusal> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Refusal::Failed(Failure::text(
+                Kind::Timeout,
+                "The clone did not end its answer in time",
+            )));
+        }
+        let (goes, flags) = caller.goes();
+        let mut polled =
+            [PollFd::new(&self.shell.socket, PollFlags::IN), PollFd::from_borrowed_fd(goes, flags)];
+        let host = |e: io::Error| Refusal::Failed(Failure::new(Kind::HostCannot, &e));
+        rustix::io::retry_on_intr(|| poll(&mut polled, Some(&timespec(left)))).map_err(|e| host(e.into()))?;
+        let [said, gone] = polled.map(|polled| !polled.revents().is_empty());
+        if gone {
+            return Err(Refusal::Abandoned);
+        }
+        if said { self.read() } else { Ok(()) }
+    }
+
+    fn read(&mut self) -> Result<(), Refusal> {
+        let start = self.bytes.len();
+        self.bytes.resize(start + STEP, 0);
+        let got = (&self.shell.socket).read(self.bytes.get_mut(start..).unwrap_or_default());
+        let got = match got {
+            Ok(0) | Err(_) => return Err(lost(self.shell)),
+            Ok(got) => got,
+        };
+        self.bytes.truncate(start + got);
+        self.total += got;
+        if self.total > ANSWER_MAX {
+            return Err(Refusal::Failed(Failure::text(
+                Kind::GuestFailed,
+                "The answer is longer than 256 MiB",
+            )));
+        }
+        Ok(())
+    }
+}
+
+fn misspoke(error: &(dyn std::error::Error + 'static)) -> Refusal {
+    Refusal::Failed(Failure::new(Kind::Internal, error))
+}

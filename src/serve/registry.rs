@@ -1,0 +1,191 @@
+//! Functions by name. A bundle is opened once, when it is registered, and served from those handles whatever becomes of its path.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::bundle::Bundle;
+use crate::failure::{Failure, Kind};
+use crate::vm::Shape;
+
+use super::gate::Gate;
+use super::metrics::Counters;
+use super::pool::Shell;
+
+/// How a function is served; the body of a registration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// Most events at once.
+    #[serde(default = "concurrency")]
+    pub concurrency: usize,
+    /// Most events that wait for their turn.
+    #[serde(default = "queue")]
+    pub queue: usize,
+    /// Longest time they wait, milliseconds.
+    #[serde(default = "queue_timeout_ms")]
+    pub queue_timeout_ms: u64,
+    /// Events that one clone serves, one after the other, before it is thrown away.
+    #[serde(default = "reuse")]
+    pub reuse: u32,
+    /// Longest time of an event, milliseconds; the bundle's own when not given.
+    #[serde(default)]
+    pub event_timeout_ms: Option<u64>,
+    /// Shells that wait for this function's machine; the daemon's default when not given.
+    #[serde(default)]
+    pub shells: Option<usize>,
+}
+
+fn concurrency() -> usize {
+    64
+}
+
+fn queue() -> usize {
+    1024
+}
+
+fn queue_timeout_ms() -> u64 {
+    10_000
+}
+
+fn reuse() -> u32 {
+    1
+}
+
+/// Most shells that wait for one shape.
+pub const SHELLS_MAX: usize = 4096;
+
+/// A registered function.
+#[derive(Debug)]
+pub struct Function {
+    /// Its name.
+    pub name: String,
+    /// The open bundle.
+    pub bundle: Bundle,
+    /// How it is served.
+    pub settings: Settings,
+    /// Its machine.
+    pub shape: Shape,
+    /// Longest time of an event.
+    pub limit: Duration,
+    /// Who may in.
+    pub gate: Arc<Gate>,
+    /// What has become of its events.
+    pub counters: Counters,
+    /// Clones that may serve further events, and how many.
+    kept: Mutex<Vec<(Shell, u32)>>,
+}
+
+impl Function {
+    /// Opens a bundle as `name`.
+    ///
+    /// # Errors
+    /// The name or a number is not allowed, or the bundle cannot be used.
+    pub fn open(name: &str, settings: Settings) -> Result<Self, Failure> {
+        check(name, &settings)?;
+        let bundle = Bundle::open(&settings.bundle)?;
+        let machine = &bundle.manifest().machine;
+        let shape = Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus };
+        let own = bundle.manifest().function.event_timeout_ms;
+        let limit = Duration::from_millis(settings.event_timeout_ms.unwrap_or(own));
+        let gate = Arc::new(Gate::new(settings.concurrency, settings.queue));
+        let (counters, kept) = (Counters::default(), Mutex::default());
+        Ok(Function { name: name.to_owned(), bundle, settings, shape, limit, gate, counters, kept })
+    }
+
+    /// A clone that has served events already and may serve another.
+    pub fn take_kept(&self) -> Option<(Shell, u32)> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Keeps a clone for `left` further events.
+    pub fn keep(&self, shell: Shell, left: u32) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((shell, left));
+    }
+}
+
+fn check(name: &str, settings: &Settings) -> Result<(), Failure> {
+    let refuse = |text: &str| Err(Failure::text(Kind::Usage, text));
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if name.is_empty() || name.len() > 128 || !name.bytes().all(plain) {
+        return refuse("A function's name has 1 to 128 letters, digits, dashes, dots and underscores");
+    }
+    if !settings.bundle.is_absolute() {
+        return refuse("The path of a bundle must be absolute: the daemon has a directory of its own");
+    }
+    if settings.concurrency == 0 || settings.reuse == 0 || settings.event_timeout_ms == Some(0) {
+        return refuse("concurrency, reuse and event_timeout_ms are 1 or more");
+    }
+    if settings.shells.is_some_and(|shells| shells > SHELLS_MAX) {
+        return refuse("No more than 4096 shells wait");
+    }
+    Ok(())
+}
+
+/// All functions.
+#[derive(Debug, Default)]
+pub struct Registry {
+    functions: RwLock<BTreeMap<String, Arc<Function>>>,
+}
+
+impl Registry {
+    /// Adds a function, or puts it in the place of the one of its name, whose events go on to their end. Whether it is new.
+    pub fn put(&self, function: Function) -> bool {
+        let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
+        functions.insert(function.name.clone(), Arc::new(function)).is_none()
+    }
+
+    /// Takes a function out; whether it was there.
+    pub fn remove(&self, name: &str) -> bool {
+        self.functions.write().unwrap_or_else(PoisonError::into_inner).remove(name).is_some()
+    }
+
+    /// The function of this name.
+    pub fn get(&self, name: &str) -> Option<Arc<Function>> {
+        self.functions.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// All of them, by name.
+    pub fn all(&self) -> Vec<Arc<Function>> {
+        self.functions.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// How many shells of each shape are to wait: as many as the function that wants most.
+    pub fn wanted(&self, default: usize) -> BTreeMap<(u64, u32), usize> {
+        let mut wanted = BTreeMap::new();
+        for function in self.all() {
+            let shape = (function.shape.memory_bytes, function.shape.vcpus);
+            let most = wanted.entry(shape).or_insert(0);
+            *most = function.settings.shells.unwrap_or(default).max(*most);
+        }
+        wanted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers_are_checked_before_anything_is_opened() {
+        let settings = |text: &str| serde_json::from_str::<Settings>(text).unwrap();
+        let good = settings(r#"{"bundle": "/nowhere"}"#);
+        assert_eq!((good.concurrency, good.reuse, good.queue_timeout_ms), (64, 1, 10_000));
+        assert!(check("a-b_c.1", &good).is_ok());
+        for name in ["", "a/b", "a b", "ü", &"a".repeat(129)] {
+            assert_eq!(check(name, &good).unwrap_err().kind(), Kind::Usage, "{name}");
+        }
+        for bad in [
+            r#"{"bundle": "here"}"#,
+            r#"{"bundle": "/x", "reuse": 0}"#,
+            r#"{"bundle": "/x", "shells": 5000}"#,
+        ] {
+            assert_eq!(check("a", &settings(bad)).unwrap_err().kind(), Kind::Usage, "{bad}");
+        }
+    }
+}

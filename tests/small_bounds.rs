@@ -1,0 +1,135 @@
+//! A clone's memory and processor time are bounded by a control group of its own, where that is asked for.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::processes::{machine_of, wait_until_gone};
+use common::{HOST_CANNOT, Place, end_of, finish, is_root, run_command, start};
+use rustix::process::Signal;
+
+/// Writes this many pages of a guest.
+fn write_pages(pages: usize) -> String {
+    format!("write 0 {pages} 1")
+}
+
+/// Where control groups with this controller are mounted.
+fn mounts() -> Vec<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let groups = mounts.lines().filter(|line| line.contains(" cgroup"));
+    groups.map(|line| line.split(' ').nth(1).unwrap().into()).collect()
+}
+
+/// Groups of machines anywhere below `folder`.
+fn groups_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(groups_below(&path));
+            let is_machine = path.parent().unwrap().ends_with("ember")
+                && entry.file_name().to_str().unwrap().starts_with("vm-");
+            found.extend(is_machine.then_some(path));
+        }
+    }
+    found
+}
+
+fn groups() -> Vec<PathBuf> {
+    mounts().iter().flat_map(|mount| groups_below(mount)).collect()
+}
+
+/// Those that a process is in.
+fn groups_of(pid: i32) -> Vec<PathBuf> {
+    let is_in = |group: &PathBuf| {
+        let inside = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+        inside.lines().any(|line| line == pid.to_string())
+    };
+    groups().into_iter().filter(is_in).collect()
+}
+
+fn setting(groups: &[PathBuf], names: [&str; 2]) -> String {
+    let files = groups.iter().flat_map(|group| names.map(|name| group.join(name)));
+    let text = files.filter_map(|file| fs::read_to_string(file).ok()).next();
+    text.unwrap_or_else(|| panic!("{names:?} in {groups:?}")).trim().to_owned()
+}
+
+#[test]
+fn a_clone_that_needs_more_memory_than_it_may_have_ends_and_its_neighbour_does_not() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let toucher = place.bake_in("64MiB", "toucher", &[]);
+    let bounded = ["--memory-max", "24MiB"];
+    let mut neighbour = run_command(&toucher, &write_pages(1000));
+    let neighbour = start(neighbour.args(bounded).args(["--repeat", "300"]));
+    for more in [&[][..], &["--no-jail"]] {
+        let ended = finish(run_command(&toucher, &write_pages(15_000)).args(bounded).args(more));
+        assert_eq!((ended.code(), ended.text()), (126, ""), "{ended:?}");
+        assert!(ended.errors.contains("killed by signal 9, as by a limit of its memory"), "{ended:?}");
+    }
+    finish(run_command(&toucher, &write_pages(15_000)).args(["--memory-max", "256MiB"])).answers("0x0");
+    end_of(neighbour).succeeds();
+}
+
+#[test]
+fn bounds_are_those_that_were_asked_for_and_told() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let faulty = place.bake("faulty");
+    let mut command = run_command(&faulty, "spin");
+    command.args(["--timeout", "10m", "--memory-max", "64MiB", "--cpu-max", "50", "--cpu-weight", "50"]);
+    let run = start(&mut command);
+    let own = groups_of(machine_of(&run));
+    assert_eq!(setting(&own, ["memory.max", "memory.limit_in_bytes"]), (64 << 20).to_string());
+    assert!(["50000 100000", "50000"].contains(&setting(&own, ["cpu.max", "cpu.cfs_quota_us"]).as_str()));
+    assert!(["50", "512"].contains(&setting(&own, ["cpu.weight", "cpu.shares"]).as_str()));
+    assert_eq!(setting(&own, ["pids.max", "pids.max"]), "64");
+    common::processes::signal(i32::try_from(run.id()).unwrap(), Signal::KILL);
+    wait_until_gone(run.id());
+    end_of(run);
+
+    let echo = place.bake("echo");
+    let told = finish(run_command(&echo, "x").args(["--json", "--memory-max", "64MiB"])).succeeds().json();
+    let standing = told["jail"]["standing"].as_array().unwrap();
+    assert!(standing.iter().any(|wall| wall == "cgroup"), "{told}");
+    let told = finish(run_command(&echo, "x").arg("--json")).succeeds().json();
+    assert!(!told["jail"]["standing"].to_string().contains("cgroup"), "{told}");
+}
+
+#[test]
+fn the_groups_of_clones_that_have_ended_are_gone_with_the_next_start() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let echo = place.bake("echo");
+    for _ in 0..5 {
+        let run = start(run_command(&echo, "x").args(["--memory-max", "64MiB"]));
+        let group = run.id();
+        end_of(run).answers("x");
+        wait_until_gone(group);
+    }
+    // Of the last at most, with three hierarchies at most.
+    common::wait_until("groups of earlier clones are gone", || {
+        finish(run_command(&echo, "x").args(["--memory-max", "64MiB"])).answers("x");
+        groups().len() <= 3
+    });
+}
+
+#[test]
+fn who_may_not_bound_is_told() {
+    if is_root() {
+        return;
+    }
+    let place = Place::new();
+    let ended = finish(run_command(&place.bake("echo"), "x").args(["--memory-max", "64MiB"]));
+    if ended.code() != 0 {
+        ended.fails(HOST_CANNOT, "Cannot bound the machine by");
+    }
+}

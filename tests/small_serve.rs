@@ -1,0 +1,265 @@
+//! `ember serve` answers events through jailed shells, says what went wrong and whose fault it was, bounds what it takes on, and
+//! ends when it is told to.
+//!
+//! Small guests: the whole daemon, without Linux in the guest.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use common::serve::{Daemon, receive, serve_command};
+use common::{HOST_CANNOT, Place, TIMEOUT, USAGE, ember, finish, is_root, wait_until};
+use rustix::process::Signal;
+use serde_json::json;
+
+const NOBODY: u32 = 65534;
+
+#[test]
+fn curl_registers_lists_invokes_and_removes_a_function() {
+    let place = Place::new();
+    let (bundle, daemon) = (place.bake("echo"), Daemon::start(place.path()));
+    let curl = |arguments: &[&str]| {
+        let mut command = Command::new("curl");
+        command.args(["--silent", "--show-error", "--fail-with-body", "--unix-socket"]).arg(&daemon.socket);
+        finish(command.args(arguments))
+    };
+    let settings = json!({ "bundle": bundle }).to_string();
+    curl(&["-X", "PUT", "http://ember/functions/echo", "-d", &settings]).succeeds();
+    let listed = curl(&["http://ember/functions"]).json();
+    assert_eq!(listed["functions"][0]["name"], "echo");
+    assert_eq!(listed["functions"][0]["interface"], "port");
+    curl(&["http://ember/functions/echo/invoke", "-d", "hello"]).answers("hello");
+    // Beyond a megabyte curl asks first whether it may send the rest, and a small guest takes less than that.
+    let long = place.join("long");
+    fs::write(&long, vec![b'x'; 2 << 20]).unwrap();
+    let sent = format!("@{}", long.display());
+    let ended = curl(&["http://ember/functions/echo/invoke", "--data-binary", &sent]);
+    assert!(ended.status.code().is_some_and(|code| code == 0 || code == 22), "{ended:?}");
+    curl(&["-X", "DELETE", "http://ember/functions/echo"]).answers("");
+    let gone = curl(&["http://ember/functions/echo/invoke", "-d", "hello"]);
+    assert_eq!(gone.code(), 22, "{gone:?}");
+    assert!(gone.text().contains("There is no function echo"), "{gone:?}");
+}
+
+#[test]
+fn a_function_s_failure_is_told_from_the_platform_s_and_the_caller_s() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register_with("faulty", &place.bake("faulty"), json!({ "event_timeout_ms": 1000 }));
+    let answered = daemon.invoke("faulty", "exit 0");
+    answered.answers("exiting");
+    assert_eq!((answered.header("ember-exit-code"), answered.header("ember-error")), (Some("0"), None));
+    let failed = daemon.invoke("faulty", "exit 7");
+    failed.fails(500, "function", "exiting");
+    assert_eq!(failed.header("ember-exit-code"), Some("7"));
+    let broken = daemon.invoke("faulty", "fault");
+    broken.fails(502, "platform", "The guest reset");
+    assert_eq!(broken.json()["error"]["kind"], "guest_failed");
+    daemon.invoke("faulty", "spin").fails(504, "platform", "");
+    daemon.invoke("nothing", "x").fails(404, "request", "There is no function nothing");
+    let named = daemon.request("POST", "/functions/faulty/invoke", &["Ember-Path: /x"], b"exit 0");
+    named.fails(400, "request", "belong to the http interface");
+    let count = |outcome: &str| {
+        daemon.metric(&format!("ember_events_total{{function=\"faulty\",outcome=\"{outcome}\"}}"))
+    };
+    assert_eq!((count("answered"), count("function_failed"), count("platform_failed")), (1, 1, 3));
+}
+
+#[test]
+fn what_cannot_be_registered_is_refused_and_what_is_there_stays() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register("echo", &place.bake("echo"));
+    let put =
+        |name: &str, body: &str| daemon.request("PUT", &format!("/functions/{name}"), &[], body.as_bytes());
+    put("echo", "{").fails(400, "request", "not understood");
+    put("echo", r#"{"bundle": "relative"}"#).fails(400, "request", "must be absolute");
+    put("echo", r#"{"bundle": "/", "surprise": 1}"#).fails(400, "request", "surprise");
+    put("a%20b", r#"{"bundle": "/"}"#).fails(400, "request", "letters");
+    put("echo", &json!({ "bundle": place.join("none") }).to_string()).fails(400, "platform", "Cannot open");
+    daemon.invoke("echo", "still").answers("still");
+}
+
+#[test]
+fn more_than_a_function_may_serve_waits_and_more_than_may_wait_is_turned_away() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    let settings = json!({ "concurrency": 1, "queue": 1, "queue_timeout_ms": 300, "event_timeout_ms": 2500 });
+    daemon.register_with("faulty", &place.bake("faulty"), settings);
+    let serving = daemon.begin("faulty", "spin");
+    let state =
+        |state: &str| daemon.metric(&format!("ember_events{{function=\"faulty\",state=\"{state}\"}}"));
+    wait_until("it is served", || state("running") == 1);
+    let waiting = daemon.begin("faulty", "exit 0");
+    wait_until("the next one waits", || state("waiting") == 1);
+    let turned_away = daemon.invoke("faulty", "exit 0");
+    turned_away.fails(429, "platform", "As many");
+    assert_eq!(turned_away.header("retry-after"), Some("1"));
+    let late = receive(waiting);
+    late.fails(503, "platform", "did not come in time");
+    assert_eq!(late.header("retry-after"), Some("1"));
+    assert_eq!(receive(serving).status, 504);
+    daemon.invoke("faulty", "exit 0").answers("exiting");
+}
+
+#[test]
+fn every_event_finds_a_clone_that_nobody_has_used() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register("toucher", &place.bake("toucher"));
+    daemon.register("counter", &place.bake("counter"));
+    for _ in 0..10 {
+        daemon.invoke("toucher", "write 0 8 1").answers("0x0");
+        let verdict = daemon.invoke("counter", "verdict");
+        assert!(verdict.text().starts_with("ok "), "{verdict:?}");
+    }
+}
+
+#[test]
+fn a_clone_that_is_reused_serves_so_many_events_and_no_more() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register_with("toucher", &place.bake("toucher"), json!({ "reuse": 3 }));
+    for _ in 0..2 {
+        for sum in ["0x0", "0x8", "0x10"] {
+            daemon.invoke("toucher", "write 0 8 1").answers(sum);
+        }
+    }
+    // One that waits for its next event is killed: the event finds another.
+    daemon.invoke("toucher", "write 0 8 1").answers("0x0");
+    let killed = daemon.shells();
+    killed.iter().for_each(|shell| common::processes::signal(*shell, Signal::KILL));
+    wait_until("they are gone", || daemon.children().iter().all(|pid| !killed.contains(pid)));
+    daemon.invoke("toucher", "write 0 8 1").answers("0x0");
+}
+
+#[test]
+fn a_run_through_the_pool_prints_and_ends_as_one_without() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    let (echo, faulty) = (place.bake("echo"), place.bake("faulty"));
+    daemon.register("echo", &echo);
+    daemon.register_with("faulty", &faulty, json!({ "event_timeout_ms": 1000 }));
+    let pooled = |words: &[&str]| finish(ember(["run", "--pool"]).arg(&daemon.socket).args(words));
+    pooled(&["echo", "--event-text", "hello"]).answers("hello");
+    let ended = pooled(&["faulty", "--event-text", "exit 7"]);
+    assert_eq!((ended.code(), ended.text(), ended.errors.as_str()), (7, "exiting", ""));
+    for event in ["fault", "halt"] {
+        let alone = finish(ember(["run", "--event-text", event]).arg(&faulty));
+        let ended = pooled(&["faulty", "--event-text", event]);
+        assert_eq!((ended.code(), &ended.errors, ended.text()), (alone.code(), &alone.errors, alone.text()));
+    }
+    pooled(&["faulty", "--event-text", "spin"]).fails(TIMEOUT, "");
+    pooled(&["none", "--event-text", "x"]).fails(USAGE, "There is no function none");
+    pooled(&["echo", "--event-json", "{"]).fails(USAGE, "is not valid JSON");
+    pooled(&["echo", "--count", "2"]).status.code().filter(|code| *code == USAGE).unwrap();
+    let told = pooled(&["echo", "--json", "--timing", "--event-text", "x"]).json();
+    assert_eq!((&told["answer"]["output"], &told["exit_code"]), (&json!("x"), &json!(0)));
+    assert!(told["timing"]["answered_us"].as_f64().unwrap() > 0.0, "{told}");
+    let nobody = place.join("nobody");
+    finish(ember(["run", "--event-text", "x", "echo", "--pool"]).arg(nobody))
+        .fails(HOST_CANNOT, "Cannot reach");
+}
+
+#[test]
+fn bytes_of_every_value_and_number_come_back_as_they_went() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register("echo", &place.bake("echo"));
+    let event: Vec<u8> = (0..=255).cycle().take(3000).collect();
+    let path = "/functions/echo/invoke";
+    assert!(daemon.request("POST", path, &[], &event).body == event);
+    let frames = daemon.request("POST", path, &["Accept: application/vnd.ember.frames"], b"x");
+    assert_eq!(frames.header("ember-interface"), Some("port"));
+    daemon.request("POST", path, &["Content-Length: 5"], b"x").fails(400, "request", "two Content-Lengths");
+}
+
+#[test]
+fn what_is_no_request_is_answered_and_harms_nobody() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register("echo", &place.bake("echo"));
+    for garbage in [&b"\r\n\r\n"[..], b"GET", b"\xff\xfe\x00\x00\r\n\r\n", &[b'A'; 200_000]] {
+        let mut stream = UnixStream::connect(&daemon.socket).unwrap();
+        // The daemon may hang up before it has read everything.
+        stream.write_all(garbage).ok();
+        stream.shutdown(std::net::Shutdown::Write).ok();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).ok();
+        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 4"), "{answer:?}");
+    }
+    daemon.request("POST", "/health", &[], &[]).fails(405, "request", "");
+    daemon.get("/elsewhere").fails(404, "request", "");
+    daemon.invoke("echo", "fine").answers("fine");
+}
+
+#[test]
+fn only_the_users_it_was_told_of_may_use_it() {
+    if !is_root() {
+        eprintln!("only root can be another user; the emulated host runs this as root");
+        return;
+    }
+    let place = Place::new();
+    let bundle = place.bake("echo");
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    for (allowed, expected) in [(false, 403), (true, 200)] {
+        let socket = place.join(&format!("socket-{allowed}"));
+        let mut command = serve_command(&socket);
+        command.args(["--mode", "666", "--register"]).arg(format!("echo={}", bundle.display()));
+        if allowed {
+            command.args(["--allow-uid", &NOBODY.to_string()]);
+        }
+        let daemon = Daemon::run(&mut command, socket);
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket"]).arg(&daemon.socket);
+        let ended = finish(curl.args(["http://ember/functions/echo/invoke", "-d", "x"]).uid(NOBODY));
+        assert_eq!(ended.text(), expected.to_string(), "{ended:?}");
+        assert_eq!(daemon.invoke("echo", "x").status, 200, "its own user may");
+    }
+    let socket = place.join("socket");
+    let daemon = Daemon::run(&mut serve_command(&socket), socket);
+    let mode = fs::metadata(&daemon.socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[test]
+fn sigterm_lets_events_end_and_takes_no_more() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register_with("faulty", &place.bake("faulty"), json!({ "event_timeout_ms": 1500 }));
+    let serving = daemon.begin("faulty", "spin");
+    wait_until("it is served", || daemon.metric("ember_events{function=\"faulty\",state=\"running\"}") == 1);
+    let group = daemon.id();
+    daemon.signal(Signal::TERM);
+    let socket = daemon.socket.clone();
+    wait_until("nobody can connect", || UnixStream::connect(&socket).is_err());
+    assert_eq!(receive(serving).status, 504, "the event went on to its end");
+    let ended = daemon.end();
+    assert_eq!((ended.code(), ended.errors.as_str()), (0, ""));
+    common::processes::wait_until_gone(group);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_the_socket_of_a_dead_one_is_not_in_the_way() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    finish(&mut serve_command(&daemon.socket)).fails(USAGE, "listens at");
+    let group = daemon.id();
+    daemon.signal(Signal::KILL);
+    let socket = daemon.socket.clone();
+    daemon.end();
+    common::processes::wait_until_gone(group);
+    assert!(socket.exists());
+    drop(Daemon::run(&mut serve_command(&socket), socket));
+    let file = place.join("file");
+    fs::write(&file, "mine").unwrap();
+    finish(&mut serve_command(&file)).fails(USAGE, "no socket");
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+}

@@ -1,0 +1,314 @@
+//! Whatever goes wrong around `ember serve`, the caller is told, the others are served, and nothing is left behind.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use common::processes::{signal, wait_until_gone};
+use common::serve::{Daemon, receive, serve_command};
+use common::{Place, in_rig, rounds, wait_until};
+use rustix::process::Signal;
+use serde_json::json;
+
+/// A daemon with an echo, and a function that fails as its event says.
+fn both(place: &Place) -> Daemon {
+    let daemon = Daemon::start(place.path());
+    daemon.register("echo", &place.bake("echo"));
+    daemon.register_with("faulty", &place.bake("faulty"), json!({ "event_timeout_ms": 30_000 }));
+    daemon
+}
+
+#[test]
+fn a_waiting_shell_is_confined_and_holds_nothing_but_its_own() {
+    let place = Place::new();
+    let daemon = both(&place);
+    daemon.await_shells(2);
+    assert_eq!(daemon.get("/health").json()["jail"], if common::is_root() { "full" } else { "user" });
+    for shell in daemon.shells() {
+        let status = fs::read_to_string(format!("/proc/{shell}/status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_else(|| panic!("{name} is not in {status}")).trim().to_owned()
+        };
+        assert_eq!((field("Seccomp"), field("NoNewPrivs")), ("2".to_owned(), "1".to_owned()));
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+            assert_eq!(field(set), "0000000000000000");
+        }
+        let mounts = fs::read_to_string(format!("/proc/{shell}/mountinfo")).unwrap();
+        assert_eq!(mounts.lines().count(), 1, "{mounts}");
+        let open = descriptors(shell);
+        let known = |(_, target): &(&String, &String)| {
+            *target == "/dev/null"
+                || ["kvm", "anon_inode:[event", "socket:"].iter().any(|part| target.contains(part))
+        };
+        assert!(open.iter().all(|entry| known(&entry)), "{open:?}");
+        assert_eq!(open.values().filter(|target| target.starts_with("socket:")).count(), 1, "{open:?}");
+        for thread in fs::read_dir(format!("/proc/{shell}/task")).unwrap() {
+            let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+            assert!(status.contains("\nSeccomp:\t2\n"), "{status}");
+        }
+    }
+}
+
+fn descriptors(process: i32) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(format!("/proc/{process}/fd")).unwrap().flatten();
+    let described = entries.filter_map(|entry| {
+        let target = fs::read_link(entry.path()).ok()?;
+        Some((entry.file_name().into_string().unwrap(), target.to_str()?.to_owned()))
+    });
+    described.collect()
+}
+
+#[test]
+fn shells_that_are_killed_while_they_wait_are_replaced() {
+    let place = Place::new();
+    let daemon = both(&place);
+    for _ in 0..3 {
+        daemon.await_shells(2);
+        let before = daemon.shells();
+        before.iter().for_each(|shell| signal(*shell, Signal::KILL));
+        wait_until("others wait", || {
+            let now = daemon.shells();
+            now.len() >= 2 && before.iter().all(|shell| !now.contains(shell))
+        });
+        daemon.invoke("echo", "fine").answers("fine");
+    }
+    assert!(daemon.metric("ember_shells_lost_total") >= 6);
+}
+
+#[test]
+fn a_clone_that_is_killed_while_it_serves_fails_alone() {
+    let place = Place::new();
+    let daemon = both(&place);
+    daemon.await_shells(2);
+    let waiting = daemon.shells();
+    let serving = daemon.begin("faulty", "spin");
+    wait_until("it is served", || daemon.metric("ember_events{function=\"faulty\",state=\"running\"}") == 1);
+    let other = daemon.begin("faulty", "spin");
+    wait_until("so is another", || daemon.metric("ember_events{function=\"faulty\",state=\"running\"}") == 2);
+    // Of the shells that waited both serve now: which serves whom shows.
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    waiting.iter().for_each(|shell| signal(*shell, Signal::KILL));
+    for event in [serving, other] {
+        receive(event).fails(502, "platform", "it was killed by signal 9");
+    }
+    daemon.invoke("echo", "fine").answers("fine");
+}
+
+#[test]
+fn shells_that_are_killed_at_any_moment_fail_their_own_event_at_most() {
+    let place = Place::new();
+    let daemon = both(&place);
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                for shell in daemon.shells().into_iter().take(1) {
+                    rustix::process::kill_process(
+                        rustix::process::Pid::from_raw(shell).unwrap(),
+                        Signal::KILL,
+                    )
+                    .ok();
+                }
+                std::thread::sleep(std::time::Duration::from_millis(3));
+            }
+        });
+        for _ in 0..rounds(200) {
+            let response = daemon.invoke("echo", "fine");
+            match response.status {
+                200 => response.answers("fine"),
+                502 => response.fails(502, "platform", "ended without an answer"),
+                _ => response.fails(503, "platform", ""),
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        killer.join().unwrap();
+    });
+    wait_until("it serves again", || daemon.invoke("echo", "fine").status == 200);
+}
+
+#[test]
+fn a_caller_who_goes_takes_the_clone_along() {
+    let place = Place::new();
+    let daemon = both(&place);
+    let running = || daemon.metric("ember_events{function=\"faulty\",state=\"running\"}");
+    for event in ["spin", "stall"] {
+        let serving = daemon.begin("faulty", event);
+        wait_until("it is served", || running() == 1);
+        drop(serving);
+        wait_until("it is not served any more", || running() == 0);
+    }
+    // It goes while the answer is on its way.
+    let path = "/functions/faulty/invoke";
+    let flooded = daemon.send("POST", path, &["Accept: application/vnd.ember.frames"], b"flood");
+    wait_until("it is served", || running() == 1);
+    drop(flooded);
+    wait_until("it is not served any more", || running() == 0);
+    assert_eq!(daemon.metric("ember_events_total{function=\"faulty\",outcome=\"abandoned\"}"), 3);
+    daemon.invoke("echo", "fine").answers("fine");
+}
+
+#[test]
+fn a_bundle_that_is_deleted_or_replaced_serves_on_as_it_was() {
+    let place = Place::new();
+    let (echo, toucher) = (place.bake("echo"), place.bake("toucher"));
+    let daemon = Daemon::start(place.path());
+    daemon.register("function", &echo);
+    fs::remove_dir_all(&echo).unwrap();
+    daemon.invoke("function", "first").answers("first");
+    fs::rename(&toucher, &echo).unwrap();
+    daemon.invoke("function", "pages").answers("pages");
+    daemon.register("function", &echo);
+    assert!(daemon.invoke("function", "pages").text().parse::<u32>().unwrap() > 100);
+}
+
+#[test]
+fn a_damaged_bundle_fails_in_its_shell_and_harms_nobody_else() {
+    let place = Place::new();
+    let daemon = both(&place);
+    for (file, offset) in [("state", 100), ("memory.index", 40)] {
+        let bundle = place.bake_with("echo", &["--force"]);
+        let mut bytes = fs::read(bundle.join(file)).unwrap();
+        bytes[offset] ^= 1;
+        fs::write(bundle.join(file), bytes).unwrap();
+        daemon.register("damaged", &bundle);
+        for _ in 0..3 {
+            let failed = daemon.invoke("damaged", "x");
+            failed.fails(502, "platform", "");
+            assert_eq!(failed.json()["error"]["kind"], "bad_bundle", "{failed:?}");
+        }
+        daemon.invoke("faulty", "exit 0").answers("exiting");
+    }
+}
+
+#[test]
+fn a_memory_file_that_is_cut_short_is_told_and_harms_nobody_else() {
+    let place = Place::new();
+    let daemon = both(&place);
+    let bundle = place.bake("toucher");
+    daemon.register("short", &bundle);
+    fs::File::options().write(true).open(bundle.join("memory")).unwrap().set_len(4096).unwrap();
+    let failed = daemon.invoke("short", "read 0 512 1");
+    assert_eq!(failed.json()["error"]["kind"], "bad_bundle", "{failed:?}");
+    daemon.invoke("echo", "fine").answers("fine");
+}
+
+#[test]
+fn a_daemon_that_runs_out_of_descriptors_refuses_and_recovers() {
+    let place = Place::new();
+    let (bundle, socket) = (place.bake("echo"), place.join("socket"));
+    let serve = serve_command(&socket);
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 48 && exec \"$@\"", "sh"]).arg(serve.get_program()).args(serve.get_args());
+    let daemon = Daemon::run(&mut command, socket);
+    daemon.register("echo", &bundle);
+    for _ in 0..3 {
+        let events: Vec<_> = (0..60).map(|_| daemon.begin("echo", "x")).collect();
+        let statuses: Vec<u16> = events.into_iter().map(|event| receive(event).status).collect();
+        assert!(statuses.contains(&200), "{statuses:?}");
+        assert!(statuses.iter().all(|status| [200, 502, 503].contains(status)), "{statuses:?}");
+    }
+    wait_until("it has recovered", || daemon.invoke("echo", "fine").status == 200);
+}
+
+#[test]
+fn kill_9_of_the_daemon_ends_everything_it_began() {
+    let place = Place::new();
+    let before = Host::now();
+    for _ in 0..3 {
+        let daemon = both(&place);
+        let serving = daemon.begin("faulty", "spin");
+        wait_until("it is served", || {
+            daemon.metric("ember_events{function=\"faulty\",state=\"running\"}") == 1
+        });
+        let group = daemon.id();
+        daemon.signal(Signal::KILL);
+        daemon.end();
+        drop(serving);
+        wait_until_gone(group);
+        fs::remove_dir_all(place.join("echo.ember")).unwrap();
+        fs::remove_dir_all(place.join("faulty.ember")).unwrap();
+    }
+    let daemon = both(&place);
+    daemon.invoke("echo", "fine").answers("fine");
+    let group = daemon.id();
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.end().code(), 0);
+    wait_until_gone(group);
+    assert_eq!(Host::now(), before);
+    assert_eq!(place.names(), ["echo.ember", "faulty.ember"], "no socket and no file is left");
+}
+
+#[test]
+fn a_zygote_that_is_killed_ends_the_daemon_with_a_word() {
+    let place = Place::new();
+    let daemon = both(&place);
+    daemon.await_shells(2);
+    let shells = daemon.shells();
+    let zygote = daemon.children().into_iter().find(|pid| !shells.contains(pid)).unwrap();
+    signal(zygote, Signal::KILL);
+    let group = daemon.id();
+    daemon.end().fails(126, "The zygote has ended");
+    wait_until_gone(group);
+}
+
+/// What a machine could leave behind on its host.
+#[derive(Debug, PartialEq, Eq)]
+struct Host {
+    mounts: usize,
+    groups: usize,
+}
+
+impl Host {
+    fn now() -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+        Host { mounts, groups: folders(Path::new("/sys/fs/cgroup")) }
+    }
+}
+
+fn folders(of: &Path) -> usize {
+    let entries = fs::read_dir(of).into_iter().flatten().flatten();
+    let inside = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    inside.map(|entry| 1 + folders(&entry.path())).sum()
+}
+
+#[test]
+fn cycles_leave_no_descriptor_process_mount_group_or_socket() {
+    let place = Place::new();
+    let daemon = both(&place);
+    let cycles = match (std::env::var_os("EMBER_FULL").is_some(), in_rig()) {
+        (true, false) => 10_000,
+        _ => rounds(500),
+    };
+    // What is made once is made by then.
+    for _ in 0..10 {
+        daemon.invoke("echo", "warm").answers("warm");
+    }
+    let counted = || {
+        daemon.await_shells(2);
+        let own = i32::try_from(daemon.id()).unwrap();
+        let shells = daemon.shells();
+        let zygote = daemon.children().into_iter().find(|pid| !shells.contains(pid)).unwrap();
+        (
+            descriptors(own).len(),
+            descriptors(zygote).len(),
+            daemon.children().len(),
+            Host::now(),
+            place.names(),
+        )
+    };
+    let mut before = None;
+    wait_until("everything is at rest", || {
+        let now = Some(counted());
+        std::mem::replace(&mut before, counted().into()) == now
+    });
+    let before = before.unwrap();
+    for _ in 0..cycles {
+        daemon.invoke("echo", "x").answers("x");
+    }
+    wait_until("there is no more than before", || counted() == before);
+}
