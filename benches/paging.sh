@@ -1,6 +1,6 @@
 #!/bin/sh
 # Takes the samples of `cargo xtask bench paging` that need no peer, in the emulated host with its exact clock: a file of JSON lines
-# per series in $OUT. $1: echo, lambda or small.
+# per series in $OUT. $1: echo, lambda, drift or small.
 #
 # Everything timed lies on a tmpfs, programs and bundles too: there a disk read takes anything from 18 us to 360 ms.
 set -eu
@@ -55,6 +55,10 @@ measure_lambda() {
     bake lambda --config "$EMBER_BENCHES/python/ember.toml" --root "$EMBER_ROOT_PYTHON"
     function lambda --event "$EMBER_EXAMPLES/lambda/event"
     series lambda-cold "$cold" cold "$ember" run "$place/lambda" --event "$EMBER_EXAMPLES/lambda/event" --cold
+}
+
+measure_drift() {
+    bake lambda --config "$EMBER_BENCHES/python/ember.toml" --root "$EMBER_ROOT_PYTHON"
     # Recorded with a short name, run with one of 64 KiB.
     printf '{"name": "%s"}' "$(head -c 65536 /dev/zero | tr '\0' x)" >"$place/other"
     set -- "$ember" run "$place/lambda" --event "$place/other"

@@ -87,6 +87,7 @@ pub const GROUPS: [Group; 5] = [
         parts: &[
             Part { argument: "echo", ..in_rig("paging-echo", "paging.sh", paging::echo) },
             Part { argument: "lambda", ..in_rig("paging-lambda", "paging.sh", paging::lambda) },
+            Part { argument: "drift", ..in_rig("paging-drift", "paging.sh", paging::lambda_drift) },
             Part {
                 argument: "small",
                 memory_mib: 8192,
