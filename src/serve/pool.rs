@@ -44,8 +44,7 @@ impl Drop for Shell {
 impl Shell {
     /// Whether its process has not ended.
     pub fn is_alive(&self) -> bool {
-        let mut polled = [PollFd::new(&self.process, PollFlags::IN)];
-        poll(&mut polled, Some(&timespec(Duration::ZERO))).is_ok_and(|ended| ended == 0)
+        is_alive(&self.process)
     }
 
     /// How its process ended: exit code or minus the signal; `None` while the zygote has not told.
@@ -196,9 +195,16 @@ impl Pool {
     }
 
     fn ready(self: &Arc<Self>, state: &mut State, shape: Shape) -> Option<Shell> {
-        // The one that got ready last: what it has touched is still in the caches.
-        let (id, Idle { socket, process }) = state.lines.get_mut(&shape)?.ready.pop()?;
-        Some(Shell { id, socket, process, pool: Arc::clone(self) })
+        // The one that got ready last: what it has touched is still in the caches. Of one that has ended the zygote may not have
+        // told yet.
+        let ready = &mut state.lines.get_mut(&shape)?.ready;
+        while let Some((id, Idle { socket, process })) = ready.pop() {
+            if is_alive(&process) {
+                return Some(Shell { id, socket, process, pool: Arc::clone(self) });
+            }
+            state.died += 1;
+        }
+        None
     }
 
     /// A shell has ended its work: its successor may be made.
@@ -378,6 +384,12 @@ fn ended(code: i32) -> Failure {
     let how =
         if code < 0 { format!("was killed by signal {}", -code) } else { format!("exited with {code}") };
     Failure::text(Kind::HostCannot, format!("A shell {how} while it was made"))
+}
+
+/// Whether the process behind a pidfd has not ended.
+fn is_alive(process: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(process, PollFlags::IN)];
+    poll(&mut polled, Some(&timespec(Duration::ZERO))).is_ok_and(|ended| ended == 0)
 }
 
 /// A time for poll(2).
