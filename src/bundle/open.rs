@@ -228,6 +228,13 @@ impl Bundle {
         (&self.manifest_text, wanted.map(|(name, plain)| (name, &plain.file)).collect())
     }
 
+    /// The length of its longest writable drive, bytes; 0 without one. A clone's private copy is never longer.
+    pub fn longest_written(&self) -> u64 {
+        let drives = self.manifest.drives.iter().filter(|drive| !drive.read_only);
+        let files = drives.filter_map(|drive| self.manifest.files.get(&drive.file));
+        files.map(|file| file.len).max().unwrap_or_default()
+    }
+
     /// What the bundle is.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest

@@ -110,6 +110,11 @@ impl<'a> Cell<'a> {
         Cell { bounded, ..self }
     }
 
+    /// Whether there is a jail to enter.
+    pub fn is_jail(&self) -> bool {
+        self.jail.is_some()
+    }
+
     /// What vCPUs are confined to.
     pub fn vcpus(&self) -> Option<List> {
         self.vcpus

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::function::Notice;
 use crate::serve::{Client, Frame};
-use crate::vm::{AnswerSink, Timeline};
+use crate::vm::{AnswerSink, InvokeError, Timeline};
 
 use super::args::RunArgs;
 use super::event;
@@ -42,7 +42,7 @@ pub fn run(args: &RunArgs, socket: &Path, mut timeline: Timeline) -> Result<u8, 
 }
 
 fn take(sink: &mut Sink, piece: Notice) -> Result<(), Failure> {
-    sink.take(piece).map(drop).map_err(|e| Failure::new(Kind::Internal, &e))
+    Ok(sink.take(piece).map(drop).map_err(InvokeError::Sink)?)
 }
 
 /// What is asked beside the event, as headers of the API.

@@ -46,6 +46,11 @@ pub fn run(args: &RunArgs, mut timeline: Timeline, way: Way, cell: Cell<'_>) -> 
     timeline.mark("read event");
     let run = Run { args, bundle: &bundle, event: &event, limit };
     match args.count {
+        // Whether to fork a jail was decided before the command line was parsed.
+        None if !cell.is_jail() && !args.no_jail && args.bake_to.is_none() => Err(Failure::text(
+            Kind::Usage,
+            "A clone must not run without a jail unasked: put the bundle's name first, then the flags",
+        )),
         None => {
             let cell = match args.bake_to {
                 Some(_) => cell.for_bake(!args.no_jail),
@@ -227,9 +232,7 @@ impl Run<'_> {
     /// Everything that the machine needs is open. Tells the user which walls stand, where he asked or more than usual is lacking.
     fn enter(&self, cell: Cell<'_>, timeline: &mut Timeline) -> Result<Inside, Failure> {
         timeline.mark("open the rest");
-        let drives = self.bundle.manifest().drives.iter().filter(|drive| !drive.read_only);
-        let lengths = drives.filter_map(|drive| self.bundle.manifest().files.get(&drive.file));
-        let inside = cell.enter(lengths.map(|file| file.len).max().unwrap_or_default())?;
+        let inside = cell.enter(self.bundle.longest_written())?;
         let told = inside.told();
         if self.args.verbose || told.is_partial() {
             eprintln!("ember: {}", told.line());

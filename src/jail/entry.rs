@@ -143,12 +143,21 @@ fn limit(file_bytes: u64, processes: Option<u64>) -> io::Result<()> {
         (Resource::Msgqueue, 0),
     ];
     let all = always.into_iter().chain(processes.map(|count| (Resource::Nproc, count)));
-    for (resource, most) in all {
-        // Nobody may raise what he has been given less of.
-        let most = rustix::process::getrlimit(resource).maximum.map_or(most, |given| given.min(most));
-        rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
-    }
-    Ok(())
+    all.into_iter().try_for_each(|(resource, most)| lower(resource, most))
+}
+
+fn lower(resource: Resource, most: u64) -> io::Result<()> {
+    // Nobody may raise what he has been given less of.
+    let most = rustix::process::getrlimit(resource).maximum.map_or(most, |given| given.min(most));
+    Ok(rustix::process::setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?)
+}
+
+/// Lets this process write no file beyond `bytes` from here on, whatever it was allowed before.
+///
+/// # Errors
+/// The kernel refused.
+pub fn bound_files(bytes: u64) -> io::Result<()> {
+    lower(Resource::Fsize, bytes)
 }
 
 #[cfg(test)]

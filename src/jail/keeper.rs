@@ -5,14 +5,13 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, PidfdFlags};
-use rustix::thread::{ThreadNameSpaceType, UnshareFlags};
 
 use super::entry::Entry;
-use super::process::{ForkError, MachineProcess, die_with_parent, fork};
+use super::process::{ForkError, MachineProcess, die_with_parent, fork_into_pid_namespace};
 use super::walls::{Wall, Walls};
 use super::{descriptors, own_user, room};
 
@@ -71,28 +70,21 @@ impl Keeper {
         if let Some(outcome) = &self.user_namespace {
             walls.note_all(&[Wall::UserNamespace], outcome);
         }
-        walls.note(Wall::PidNamespace, next_child_in_new_pid_namespace());
-        match fork()? {
+        let (forked, outcome) = fork_into_pid_namespace()?;
+        walls.note(Wall::PidNamespace, outcome);
+        match forked {
             None => {
                 drop(tell);
                 self.machine(told.into(), walls).map(Kept::Machine)
             }
             Some(pid) => {
                 drop(told);
-                // The next child gets another namespace, which only a process whose children share its own may make. Where
-                // this fails its fork will.
-                self.children_in_own_pid_namespace().ok();
                 let room = self.room.get_or_insert_with(room::make);
                 // A machine that is gone is noticed by whoever waits for it.
                 tell_room(tell.into(), pid, room).ok();
                 Ok(Kept::Keeper(MachineProcess { pid }))
             }
         }
-    }
-
-    fn children_in_own_pid_namespace(&self) -> io::Result<()> {
-        let own = self.own.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        Ok(rustix::thread::move_into_thread_name_spaces(own.as_fd(), ThreadNameSpaceType::PROCESS_ID)?)
     }
 
     fn machine(&mut self, told: File, walls: Walls) -> Result<Entry, ForkError> {
@@ -105,11 +97,6 @@ impl Keeper {
         }
         Ok(Entry { keeper, told, walls, gives_users: self.gives_users, closed: self.closed.take() })
     }
-}
-
-fn next_child_in_new_pid_namespace() -> io::Result<()> {
-    // SAFETY: the flag does not part descriptors that another thread uses (`CLONE_FILES`).
-    Ok(unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWPID) }?)
 }
 
 /// Whether the process behind a pidfd has ended.

@@ -26,7 +26,7 @@ mod seccomp;
 mod walls;
 
 pub use cgroup::{BoundError, Bounds, bound};
-pub use entry::{Entry, JailError, Order, Uids};
+pub use entry::{Entry, JailError, Order, Uids, bound_files};
 pub use keeper::{Keeper, Kept};
 pub use last_words::{LastWords, watch_mapped_files};
 pub use lists::List;

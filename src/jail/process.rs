@@ -113,14 +113,36 @@ pub fn fork_machine() -> Result<Forked, ForkError> {
 
 /// Forks: the child's id in the parent, nothing in the child.
 pub(super) fn fork() -> Result<Option<Pid>, ForkError> {
-    let threads = threads();
-    if threads > 1 {
-        return Err(ForkError::Threads { threads });
-    }
+    one_thread()?;
     // SAFETY: the process has one thread, so no lock is held by a thread that the child will not have.
     match unsafe { libc::fork() } {
         -1 => Err(ForkError::Fork(io::Error::last_os_error())),
         pid => Ok(Pid::from_raw(pid)),
+    }
+}
+
+/// Forks into a pid namespace of the child's own, or without one where the host allows none, and tells which.
+///
+/// By clone(2), because unshare(2) is for all children to come: only a process with rights over the namespace that it came from can
+/// take that back before the next.
+pub(super) fn fork_into_pid_namespace() -> Result<(Option<Pid>, io::Result<()>), ForkError> {
+    one_thread()?;
+    let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
+    // SAFETY: without CLONE_VM the child goes on with a copy of this stack, as after fork(2); the process has one thread, so no
+    // lock is held by a thread that the child will not have.
+    match unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) } {
+        -1 => {
+            let refused = io::Error::last_os_error();
+            Ok((fork()?, Err(refused)))
+        }
+        pid => Ok((i32::try_from(pid).ok().and_then(Pid::from_raw), Ok(()))),
+    }
+}
+
+fn one_thread() -> Result<(), ForkError> {
+    match threads() {
+        0 | 1 => Ok(()),
+        threads => Err(ForkError::Threads { threads }),
     }
 }
 

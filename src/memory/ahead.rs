@@ -70,7 +70,11 @@ fn wanted(expected: &Expected, is_huge: impl Fn(u64) -> bool) -> Vec<Range<u64>>
             wanted.push(range.start..range.start + 4096);
             continue;
         }
-        match wanted.last_mut().filter(|last| last.end == range.start) {
+        // Guest memory has a hole where the file has none: a range ends there.
+        let follows = |last: &&mut Range<u64>| {
+            last.end == range.start && guest_range(last).end == layout::guest_address(range.start)
+        };
+        match wanted.last_mut().filter(follows) {
             Some(last) => last.end = range.end,
             None => wanted.push(range),
         }

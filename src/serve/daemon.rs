@@ -77,9 +77,10 @@ pub struct Daemon {
 /// It cannot begin, or the zygote has ended.
 pub fn serve(asked: &Asked) -> Result<(), Failure> {
     remove_stale(&asked.socket)?;
-    // First, while there is one thread and nothing that is worth copying.
-    let zygote = Zygote::start(asked.whole)?;
+    // Before the zygote, which holds a descriptor of every shell.
     let descriptors = raise_limit();
+    // While there is one thread and nothing that is worth copying.
+    let zygote = Zygote::start(asked.whole)?;
     let listeners = Listeners::bind(asked)?;
     let daemon = Arc::new(Daemon {
         registry: Registry::default(),

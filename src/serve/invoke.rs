@@ -164,6 +164,8 @@ fn send(
         sent_ns: Timeline::start().start_ns(),
         more: left > 0,
     };
+    // A kept clone whose guest has broken into it may read no more.
+    shell.socket.set_write_timeout(Some(limit + GRACE)).map_err(cannot)?;
     let handles = files.into_iter().map(|(_, file)| file).filter(|_| fresh).chain(&deltas);
     let manifest = if fresh { manifest } else { &[] };
     match job::send(&shell.socket, &job, manifest, &call.body, &job::borrowed(handles)) {
@@ -207,8 +209,11 @@ impl<'a> Answer<'a> {
     /// Passes pieces on until the event is over.
     fn follow(mut self, caller: &mut dyn Caller) -> Result<Done, Refusal> {
         loop {
-            while let Some((frame, len)) = Frame::parse(&self.bytes).map_err(|e| misspoke(&e))? {
-                self.bytes.drain(..len);
+            let mut at = 0;
+            while let Some((frame, len)) =
+                Frame::parse(self.bytes.get(at..).unwrap_or_default()).map_err(|e| misspoke(&e))?
+            {
+                at += len;
                 match frame {
                     Frame::Piece(piece) => {
                         if std::mem::take(&mut self.first) {
@@ -221,6 +226,8 @@ impl<'a> Answer<'a> {
                     Frame::Ready(_) => {}
                 }
             }
+            // Once for all of them: a guest may say a byte at a time.
+            self.bytes.drain(..at);
             self.await_more(caller)?;
         }
     }

@@ -120,6 +120,9 @@ fn clone(
         machine_id: job.identity.machine_id,
         env: &job.identity.env,
     })?;
+    // A shell waits for any bundle; its clone needs no more than its own drives.
+    let longest = bundle.longest_written();
+    jail::bound_files(longest).map_err(|e| Failure::new(Kind::HostCannot, &e))?;
     let drives = drives(&bundle, job.deltas.iter().cloned().zip(deltas).collect())?;
     let opened = Opened::in_shell(shell, drives);
     let (generation, options) = (message.generation, options(daemon));

@@ -265,8 +265,12 @@ impl Nursery {
         let (kvm, null) = (copy(&self.kvm)?, copy(&self.null)?);
         match self.keeper.fork()? {
             Kept::Keeper(process) => {
-                let handle = process.handle().map_err(|e| host(&e))?;
-                let told = copy(&handle)?;
+                let handles = process.handle().and_then(|handle| Ok((handle.try_clone()?, handle)));
+                let (told, handle) = handles.map_err(|e| {
+                    // Nobody would ever wait for it.
+                    process.kill().and_then(|()| process.wait()).ok();
+                    host(&e)
+                })?;
                 self.shells.push(Child { id: ask.id, process, handle });
                 Ok(Made::Process(ours, told))
             }

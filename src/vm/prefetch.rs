@@ -94,7 +94,8 @@ impl Ahead {
             let late = std::mem::take(&mut expected.late_written);
             if let Some(on_start) = thread.filter(|_| !late.is_empty()) {
                 // Without a thread the guest's own faults copy it.
-                done.late = Late::new(memory.clone(), late, copied_max, on_start).ok();
+                let left = copied_max.map(|most| most.saturating_sub(done.before.copied));
+                done.late = Late::new(memory.clone(), late, left, on_start).ok();
             }
         }
         done.copied = expected.written;
