@@ -108,9 +108,10 @@ fn field(thread: i32, name: &str) -> String {
 fn forbidden() -> Vec<Call> {
     let call = |name, number, arguments: &[u64]| Call { name, number, arguments: arguments.to_vec() };
     let here = u64::from(libc::AT_FDCWD.cast_unsigned());
+    let bits = |bits: libc::c_int| u64::try_from(bits).unwrap();
     let [child, exec, private, anonymous] =
-        [libc::SIGCHLD, libc::PROT_EXEC, libc::MAP_PRIVATE, libc::MAP_ANONYMOUS]
-            .map(|bits| u64::try_from(bits).unwrap());
+        [libc::SIGCHLD, libc::PROT_EXEC, libc::MAP_PRIVATE, libc::MAP_ANONYMOUS].map(bits);
+    let [set_flags, set_owner] = [libc::F_SETFL, libc::F_SETOWN].map(bits);
     let inet = [u64::try_from(libc::AF_INET).unwrap(), u64::try_from(libc::SOCK_STREAM).unwrap()];
     vec![
         call("open", libc::SYS_open, &[]),
@@ -152,6 +153,8 @@ fn forbidden() -> Vec<Call> {
         call("mapping of a file", libc::SYS_mmap, &[0, 4096, 1, private]),
         call("KVM_CREATE_VM", libc::SYS_ioctl, &[0, 0xae01]),
         call("KVM_SET_USER_MEMORY_REGION", libc::SYS_ioctl, &[0, 0x4020_ae46]),
+        call("flags of what others have open too", libc::SYS_fcntl, &[0, set_flags, 0]),
+        call("a signal when something is ready", libc::SYS_fcntl, &[0, set_owner, 4711]),
         call("TIOCSTI", libc::SYS_ioctl, &[0, 0x5412]),
         call("a call of a 32-bit program", libc::SYS_getpid | 0x4000_0000, &[]),
     ]
