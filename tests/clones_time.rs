@@ -140,8 +140,11 @@ fn look(bundle: &Path, clocksource: &str) -> Value {
     assert_eq!(told["backwards"], 0, "from one vCPU to the other: {told}");
     assert_eq!(told["clocksource"], clocksource);
     assert_eq!(told["fired"].as_array().unwrap().len(), 1, "{told}");
-    let [message] = told["log"].as_array().unwrap().as_slice() else { panic!("the guest complains: {told}") };
-    assert!(message.as_str().unwrap().ends_with("crng reseeded due to virtual machine fork"), "{told}");
+    // Two vCPUs share the one processor of the emulated host, and whichever waits for it within its timer interrupt may say so.
+    let said = told["log"].as_array().unwrap().iter().map(|message| message.as_str().unwrap());
+    let said: Vec<&str> = said.filter(|message| !message.contains("hrtimer: interrupt took")).collect();
+    let [message] = said.as_slice() else { panic!("the guest complains: {told}") };
+    assert!(message.ends_with("crng reseeded due to virtual machine fork"), "{told}");
     told
 }
 
