@@ -80,7 +80,7 @@ fn in_rig(workspace: &Workspace, contents: &Contents, arguments: &DemoArguments)
         limit: LIMIT,
         ..Job::default()
     };
-    let code = RigHost::prepare(workspace, contents)?.run(&job, &mut pass_on)?;
+    let code = RigHost::prepare(workspace, contents)?.run_again(&job, &mut pass_on)?;
     ensure!(code == 0, "An example ended with {code}");
     Ok(())
 }

@@ -39,11 +39,6 @@ use groups::{GROUPS, Group, Part, Place};
 use peer::Peer;
 use report::{Origin, Report};
 
-/// How often a job in the emulated host with its exact clock is tried.
-const TRIES: u32 = 4;
-/// Longest time in which such a job says nothing: a bake takes half a minute on a quiet machine.
-const SILENCE: Duration = Duration::from_secs(240);
-
 /// What to measure.
 #[derive(Debug, Args)]
 pub struct BenchArguments {
@@ -184,26 +179,12 @@ impl Bench<'_> {
             icount: part.place != Place::Rig,
             memory_mib: part.memory_mib,
             limit: Duration::from_secs(part.limit),
-            silence: (part.place != Place::Rig).then_some(SILENCE),
             ..Job::default()
         };
         let host = RigHost::prepare(self.workspace, &self.contents)?;
-        let code = self.patiently(&host, &job)?;
+        let code = host.run_again(&job, &mut pass_on)?;
         ensure!(code == 0, "benches/{} ended with {code} in the emulated host", part.script);
         Ok(())
-    }
-
-    /// Runs a job. With its exact clock the emulated host stands still now and then while a guest boots (docs/rig.md): a fault of
-    /// the emulator, which nothing that got to its end can have met, so it is tried again.
-    fn patiently(&self, host: &RigHost, job: &Job) -> Result<i32> {
-        let mut left = if job.icount { TRIES - 1 } else { 0 };
-        loop {
-            match host.run(job, &mut pass_on) {
-                Err(error) if left > 0 => say(&format!("{error:#}\n{} once more", job.name)),
-                ended => return ended,
-            }
-            left -= 1;
-        }
     }
 
     fn natively(&self, part: &Part, out: &Path) -> Result<()> {
