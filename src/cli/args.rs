@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Paging, Prefetch, Size, Span, Verify};
 use crate::function::MACHINE_ID_LEN;
+use crate::vm::identity;
 
 use super::limits::LimitArgs;
 
@@ -475,10 +476,8 @@ pub struct ImageArgs {
 }
 
 fn machine_id(text: &str) -> Result<[u8; MACHINE_ID_LEN], String> {
-    let refuse = || "write it as 32 hexadecimal digits, not all zero".to_owned();
-    let digits = text.len() == 2 * MACHINE_ID_LEN && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let number = u128::from_str_radix(text, 16).ok().filter(|number| digits && *number != 0);
-    number.map(u128::to_be_bytes).ok_or_else(refuse)
+    identity::parse_machine_id(text)
+        .ok_or_else(|| "write it as 32 hexadecimal digits, not all zero".to_owned())
 }
 
 fn mode(text: &str) -> Result<u32, String> {

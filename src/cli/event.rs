@@ -77,10 +77,8 @@ fn check_json(content: &[u8]) -> Result<(), Failure> {
 }
 
 fn header(line: &str) -> Result<(String, String), Failure> {
-    match line.split_once(':') {
-        Some((name, value)) => Ok((name.trim().to_owned(), value.trim().to_owned())),
-        None => Err(Failure::text(Kind::Usage, format!("{line:?} is no header: write it as NAME: VALUE"))),
-    }
+    let refuse = || Failure::text(Kind::Usage, format!("{line:?} is no header: write it as NAME: VALUE"));
+    Request::header(line).ok_or_else(refuse)
 }
 
 #[cfg(test)]

@@ -5,26 +5,22 @@ use serde::{Deserialize, Serialize};
 use crate::bundle::Bundle;
 use crate::config::Paging;
 use crate::memory::Door;
-use crate::vm::{Machine, RestoreOptions};
+use crate::vm::{self, Machine, RestoreOptions};
 
 use super::apart::Way;
 use super::args::PagingArgs;
 use super::failure::{Failure, Kind, ToFailure};
 use super::signals;
 
-/// What a file that is cut short while a clone runs ends with.
-const CUT_SHORT: &str = "The bundle's file memory was cut short while the clone ran: never write to a bundle";
-
 /// What the flags mean, and how a clone ends, told by `way`, whose memory is lost.
 pub fn restore_options(args: &PagingArgs, count_faults: bool, way: Way) -> RestoreOptions {
-    let cut_short = Failure::text(Kind::BadBundle, CUT_SHORT);
+    let cut_short = Failure::text(Kind::BadBundle, vm::MEMORY_CUT_SHORT);
     RestoreOptions {
         paging: args.paging,
         verify: args.verify,
         prefetch: args.prefetch,
         door: args.userfaultfd.map_or(Door::Host, Door::Device),
         count_faults,
-        copied_max: None,
         on_pager_failure: Box::new(move |error| {
             signals::clean_up();
             way.last_words(&Failure::new(error.kind(), &error)).say()

@@ -188,8 +188,8 @@ impl Run<'_> {
         let options = restore_options(&self.args.paging, self.args.timing.is_some(), way);
         // First: what it leaves of memory is asked when the rest is opened.
         let cell = cell.bounded(self.args.limits.bound()?);
-        let options = options.opened_ahead(self.bundle)?;
-        let opened = vm::Opened::new(self.bundle, cell.vcpus())?;
+        let options = options.with_door_open()?;
+        let opened = vm::Opened::new(self.bundle, cell.vcpus())?.with_hints(self.bundle, options.prefetch);
         let inside = self.enter(cell, timeline)?;
         let generation = message.generation;
         let mut machine =

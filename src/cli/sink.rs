@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use snapshot_format::manifest::Interface;
 
-use crate::function::{Notice, Stream};
+use crate::function::Notice;
 use crate::vm::AnswerSink;
 
 use super::limits::{AnswerLimit, Cut, LimitArgs};
@@ -60,8 +60,7 @@ struct Buffers {
 pub struct Sink {
     buffers: Option<Buffers>,
     include: bool,
-    /// Only an `exec` function answers with what it prints; the others' standard output is their log.
-    prints_answer: bool,
+    interface: Interface,
     answer: AnswerLimit,
     log: Cut,
 }
@@ -72,7 +71,7 @@ impl Sink {
         Sink {
             buffers: json.then(Buffers::default),
             include,
-            prints_answer: interface == Interface::Exec,
+            interface,
             answer: AnswerLimit::new(limits.answer_max),
             log: Cut::new("the log", "--log-max", limits.log_max),
         }
@@ -90,10 +89,8 @@ impl Sink {
 
     fn is_answer(&self, piece: &Notice) -> bool {
         match piece {
-            Notice::Output { stream, .. } => self.prints_answer && *stream == Stream::Stdout,
             Notice::Head { .. } => self.include,
-            Notice::Log { .. } => false,
-            _ => true,
+            piece => piece.is_answer(self.interface),
         }
     }
 

@@ -20,7 +20,8 @@ mod vsock;
 
 use std::fmt;
 use std::fs::File;
-use std::io;
+
+use crate::memory::OnStart;
 
 pub use block::BlockRate;
 pub use error::{DeviceError, StateFault};
@@ -28,9 +29,6 @@ pub use serial::ConsoleSink;
 pub use states::DeviceStates;
 pub use table::{DeviceTable, Doorbell, EventToken, VirtioWindow};
 pub use vmgenid::GENERATION_LEN;
-
-/// What a thread does first. Where that fails it does nothing else.
-pub type ThreadStart = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// What the machine gives its devices.
 pub struct DeviceSetup {
@@ -47,7 +45,7 @@ pub struct DeviceSetup {
     /// Where the serial port's output goes. The guest does not wait for it.
     pub console: ConsoleSink,
     /// What a thread of a device does first: it confines itself.
-    pub thread_start: ThreadStart,
+    pub thread_start: OnStart,
 }
 
 impl fmt::Debug for DeviceSetup {

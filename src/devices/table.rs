@@ -11,7 +11,7 @@ use virtio_bindings::virtio_mmio::VIRTIO_MMIO_QUEUE_NOTIFY;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::bus::{Bus, IrqLine, RequestLine, lock};
-use crate::memory::{GuestMemory, layout};
+use crate::memory::{GuestMemory, OnStart, layout};
 
 use super::block::{Block, BlockRate};
 use super::error::DeviceError;
@@ -23,7 +23,7 @@ use super::states::{DeviceStates, Kept};
 use super::virtio::{self, Parts, VirtioDevice, VirtioMmio};
 use super::vmgenid::{GENERATION_LEN, VmGenId};
 use super::vsock::{Vsock, VsockStream};
-use super::{ControlStream, DeviceSetup, ThreadStart};
+use super::{ControlStream, DeviceSetup};
 
 /// A virtio device, shared by the vCPU threads and the main thread.
 type Shared<D> = Arc<Mutex<VirtioMmio<D>>>;
@@ -355,7 +355,7 @@ impl Builder {
         memory: GuestMemory,
         mut states: DeviceStates,
         console: ConsoleSink,
-        thread_start: ThreadStart,
+        thread_start: OnStart,
     ) -> Result<Self, DeviceError> {
         let state = states.of(0)?.unwrap_or_else(serial::cold_state);
         let serial_line = IrqLine::new(layout::SERIAL_GSI).map_err(DeviceError::Events)?;

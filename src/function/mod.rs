@@ -69,6 +69,18 @@ pub enum Notice {
     },
 }
 
+impl Notice {
+    /// Whether it is a piece of the answer of a function with `interface`. Only an `exec` function answers with what it prints; what
+    /// the others print is their log.
+    pub fn is_answer(&self, interface: Interface) -> bool {
+        match self {
+            Notice::Output { stream, .. } => interface == Interface::Exec && *stream == Stream::Stdout,
+            Notice::Answer { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// What a clone is told first.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RestoreMessage {

@@ -10,9 +10,10 @@ use rustix::event::PollFlags;
 use serde_json::{Value, json};
 use snapshot_format::manifest::Interface;
 
+use crate::config::EVENT_MAX;
 use crate::failure::{Failure, Kind};
-use crate::function::{MACHINE_ID_LEN, Notice, Stream};
-use crate::vm::{Request, Shape};
+use crate::function::Notice;
+use crate::vm::{Request, identity};
 
 use super::daemon::{Connection, Daemon};
 use super::frame::{Done, Frame, MEDIA_TYPE};
@@ -22,8 +23,6 @@ use super::job::Identity;
 use super::metrics;
 use super::registry::{Function, Settings};
 
-/// Longest event, bytes (docs/guest-protocol.md).
-const EVENT_MAX: u64 = 32 << 20;
 /// Longest body of any other request, bytes.
 const BODY_MAX: u64 = 64 << 10;
 /// Longest answer that is sent as one, bytes; in frames it may be longer.
@@ -221,13 +220,13 @@ fn answer_event(
         Ok(call) => call,
         Err(why) => return Response::refusal(400, why).write(&mut to, keep_alive),
     };
+    let interface = function.bundle.manifest().function.interface;
     if head.header("accept") == Some(MEDIA_TYPE) {
-        let interface = function.bundle.manifest().function.interface;
         let mut caller = Streamed { connection, interface, begun: false, keep_alive };
         let outcome = invoke(&daemon.pool, &function, call, &mut caller);
         return caller.end(outcome);
     }
-    let mut caller = Whole::new(connection);
+    let mut caller = Whole::new(connection, interface);
     let outcome = invoke(&daemon.pool, &function, call, &mut caller);
     let response = match outcome {
         Ok(done) => caller.response(&done),
@@ -256,10 +255,7 @@ fn refused(refusal: &Refusal) -> Response {
 
 /// What the headers ask for.
 fn call(head: &Head, body: Vec<u8>) -> Result<Call, &'static str> {
-    let pair = |line: &str, sign| {
-        line.split_once(sign).map(|(a, b): (&str, &str)| (a.trim().to_owned(), b.trim().to_owned()))
-    };
-    let headers = head.all("ember-header").map(|line| pair(line, ':'));
+    let headers = head.all("ember-header").map(Request::header);
     let env =
         head.all("ember-env").map(|line| line.split_once('=').map(|(a, b)| (a.to_owned(), b.to_owned())));
     let request = Request {
@@ -268,9 +264,10 @@ fn call(head: &Head, body: Vec<u8>) -> Result<Call, &'static str> {
         headers: headers.collect::<Option<_>>().ok_or("Ember-Header is NAME: VALUE")?,
     };
     let machine_id = match head.header("ember-machine-id") {
-        Some(text) => {
-            Some(machine_id(text).ok_or("Ember-Machine-Id has 32 hexadecimal digits, not all zero")?)
-        }
+        Some(text) => Some(
+            identity::parse_machine_id(text)
+                .ok_or("Ember-Machine-Id has 32 hexadecimal digits, not all zero")?,
+        ),
         None => None,
     };
     let limit = match head.header("ember-timeout-ms").map(str::parse) {
@@ -286,39 +283,27 @@ fn call(head: &Head, body: Vec<u8>) -> Result<Call, &'static str> {
     Ok(Call { request, identity, limit, body })
 }
 
-fn machine_id(text: &str) -> Option<[u8; MACHINE_ID_LEN]> {
-    let digits = text.len() == 2 * MACHINE_ID_LEN && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let number = u128::from_str_radix(text, 16).ok().filter(|number| digits && *number != 0)?;
-    Some(number.to_be_bytes())
-}
-
 /// A caller who gets the answer as a whole: whether the function failed is known at its end only, and the status says it.
 struct Whole<'a> {
     connection: &'a Connection,
+    interface: Interface,
     answer: Vec<u8>,
-    printed: Vec<u8>,
     log: Vec<u8>,
     head: Option<(u16, Vec<(String, String)>)>,
 }
 
 impl<'a> Whole<'a> {
-    fn new(connection: &'a Connection) -> Self {
-        Whole { connection, answer: Vec::new(), printed: Vec::new(), log: Vec::new(), head: None }
+    fn new(connection: &'a Connection, interface: Interface) -> Self {
+        Whole { connection, interface, answer: Vec::new(), log: Vec::new(), head: None }
     }
 
     fn is_too_long(&self) -> bool {
-        self.answer.len() + self.printed.len() > WHOLE_MAX
+        self.answer.len() > WHOLE_MAX
     }
 
     fn response(self, done: &Done) -> Response {
         let status = if done.exit_code == 0 { 200 } else { 500 };
-        // Only an `exec` function answers with what it prints; the others' standard output is their log.
-        let (body, log) = if self.answer.is_empty() && self.head.is_none() {
-            (self.printed, self.log)
-        } else {
-            (self.answer, [self.printed, self.log].concat())
-        };
-        let mut response = Response { status, headers: Vec::new(), body };
+        let mut response = Response { status, headers: Vec::new(), body: self.answer };
         response = response.with("Ember-Exit-Code", &done.exit_code.to_string());
         if done.exit_code != 0 {
             response = response.with("Ember-Error", "function");
@@ -335,9 +320,8 @@ impl<'a> Whole<'a> {
         if let Some(us) = done.restore_us {
             response = response.with("Ember-Restore-Us", &format!("{us:.0}"));
         }
-        if !log.is_empty() {
-            let tail = log.get(log.len().saturating_sub(LOG_MAX)..).unwrap_or_default();
-            response = response.with("Ember-Log", &BASE64_STANDARD.encode(tail));
+        if !self.log.is_empty() {
+            response = response.with("Ember-Log", &BASE64_STANDARD.encode(self.log));
         }
         response
     }
@@ -345,9 +329,9 @@ impl<'a> Whole<'a> {
 
 impl Caller for Whole<'_> {
     fn take(&mut self, piece: Notice) -> io::Result<()> {
+        let is_answer = piece.is_answer(self.interface);
         match piece {
-            Notice::Output { stream: Stream::Stdout, bytes } => self.printed.extend(bytes),
-            Notice::Answer { bytes } => self.answer.extend(bytes),
+            Notice::Output { bytes, .. } | Notice::Answer { bytes } if is_answer => self.answer.extend(bytes),
             Notice::Output { bytes, .. } | Notice::Log { bytes } => {
                 self.log.extend(bytes);
                 let surplus = self.log.len().saturating_sub(LOG_MAX);
@@ -377,8 +361,7 @@ impl Streamed<'_> {
         let mut to = self.connection;
         let mut bytes = Vec::new();
         if !std::mem::replace(&mut self.begun, true) {
-            let interface = serde_json::to_value(self.interface)?;
-            let interface = interface.as_str().unwrap_or_default().to_owned();
+            let interface = self.interface.name().to_owned();
             let headers = [("Content-Type", MEDIA_TYPE.to_owned()), ("Ember-Interface", interface)];
             http::begin_chunks(&mut bytes, 200, &headers, self.keep_alive)?;
         }
@@ -409,9 +392,4 @@ impl Caller for Streamed<'_> {
     fn goes(&self) -> (BorrowedFd<'_>, PollFlags) {
         self.connection.goes()
     }
-}
-
-/// The shape that a key of the registry's wishes stands for.
-pub fn shape((memory_bytes, vcpus): (u64, u32)) -> Shape {
-    Shape { memory_bytes, vcpus }
 }

@@ -125,11 +125,11 @@ impl Daemon {
         let wanted = self.registry.wanted(self.shells);
         for count in self.pool.figures().shells {
             if !wanted.contains_key(&count.shape) {
-                self.pool.want(api::shape(count.shape), 0);
+                self.pool.want(count.shape, 0);
             }
         }
         for (shape, shells) in wanted {
-            self.pool.want(api::shape(shape), shells);
+            self.pool.want(shape, shells);
         }
     }
 

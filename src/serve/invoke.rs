@@ -273,5 +273,5 @@ impl<'a> Answer<'a> {
 }
 
 fn misspoke(error: &(dyn std::error::Error + 'static)) -> Refusal {
-    Refusal::Failed(Failure::new(Kind::Internal, error))
+    Refusal::Failed(Failure::new(Kind::GuestFailed, error))
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::vm::Shape;
+
 use super::pool::Figures;
 use super::registry::Function;
 
@@ -140,9 +142,9 @@ impl Text {
     fn pool(&mut self, pool: &Figures) {
         self.begin("ember_shells", "gauge", "Shells by the shape of their machine.");
         for count in &pool.shells {
-            let (memory, vcpus) = count.shape;
+            let Shape { memory_bytes, vcpus } = count.shape;
             for (state, value) in [("ready", count.ready), ("making", count.making)] {
-                let shape = format!("memory_bytes=\"{memory}\",vcpus=\"{vcpus}\"");
+                let shape = format!("memory_bytes=\"{memory_bytes}\",vcpus=\"{vcpus}\"");
                 self.line(&format!("ember_shells{{{shape},state=\"{state}\"}} {value}"));
             }
         }

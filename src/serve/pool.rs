@@ -119,10 +119,10 @@ pub enum NoShell {
 }
 
 /// How many shells there are.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Count {
-    /// Memory, bytes, and vCPUs.
-    pub shape: (u64, u32),
+    /// Memory and vCPUs.
+    pub shape: Shape,
     /// Waiting.
     pub ready: usize,
     /// Being made.
@@ -343,7 +343,7 @@ impl Pool {
     pub fn figures(&self) -> Figures {
         let state = self.lock();
         let count = |(shape, line): (&Shape, &Line)| Count {
-            shape: (shape.memory_bytes, shape.vcpus),
+            shape: *shape,
             ready: line.ready.len(),
             making: line.making.len(),
         };

@@ -89,8 +89,7 @@ impl Function {
     pub fn open(name: &str, settings: Settings) -> Result<Self, Failure> {
         check(name, &settings)?;
         let bundle = Bundle::open(&settings.bundle)?;
-        let machine = &bundle.manifest().machine;
-        let shape = Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus };
+        let shape = Shape::of(&bundle);
         let own = bundle.manifest().function.event_timeout_ms;
         let limit = Duration::from_millis(settings.event_timeout_ms.unwrap_or(own));
         let gate = Arc::new(Gate::new(settings.concurrency, settings.queue));
@@ -156,11 +155,10 @@ impl Registry {
     }
 
     /// How many shells of each shape are to wait: as many as the function that wants most.
-    pub fn wanted(&self, default: usize) -> BTreeMap<(u64, u32), usize> {
+    pub fn wanted(&self, default: usize) -> BTreeMap<Shape, usize> {
         let mut wanted = BTreeMap::new();
         for function in self.all() {
-            let shape = (function.shape.memory_bytes, function.shape.vcpus);
-            let most = wanted.entry(shape).or_insert(0);
+            let most = wanted.entry(function.shape).or_insert(0);
             *most = function.settings.shells.unwrap_or(default).max(*most);
         }
         wanted

@@ -2,6 +2,7 @@
 //!
 //! From its first job on it lives on what came with it: nothing can be opened, and a bundle that is damaged harms this process only.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -11,10 +12,9 @@ use snapshot_format::manifest::Interface;
 
 use crate::bundle::Bundle;
 use crate::config::{Paging, Prefetch, Verify};
-use crate::devices::{DriveBacking, DriveSetup};
 use crate::failure::console::Console;
 use crate::failure::{Failure, Kind, ToFailure};
-use crate::function::{Conversation, Event, Notice, Stream};
+use crate::function::{Conversation, Event, Notice};
 use crate::jail::{self, Entry, Filter, LastWords, List, Order, Uids, Walls};
 use crate::memory::{self, Door, Program};
 use crate::vm::identity::{self, Asked};
@@ -25,9 +25,6 @@ use super::job::{self, Job, Received};
 
 /// Longest private file of a drive, bytes.
 const FILE_BYTES_MAX: u64 = 1 << 40;
-
-/// What a shell's memory file that is cut short ends with.
-const CUT_SHORT: &str = "The bundle's file memory was cut short while the clone ran: never write to a bundle";
 
 /// What a shell is made of.
 #[derive(Debug)]
@@ -123,14 +120,16 @@ fn clone(
     // A shell waits for any bundle; its clone needs no more than its own drives.
     let longest = bundle.longest_written();
     jail::bound_files(longest).map_err(|e| Failure::new(Kind::HostCannot, &e))?;
-    let drives = drives(&bundle, job.deltas.iter().cloned().zip(deltas).collect())?;
-    let opened = Opened::in_shell(shell, drives);
+    let mut deltas: BTreeMap<&String, File> = job.deltas.iter().zip(deltas).collect();
+    let missing = || Failure::text(Kind::Internal, "A drive's private file was not sent");
+    let drives = vm::drives(&bundle, |id| deltas.remove(&id.to_owned()).ok_or_else(missing))?;
     let (generation, options) = (message.generation, options(daemon));
+    let opened = Opened::in_shell(shell, drives, &bundle, options.prefetch);
     let mut machine = vm::restore(&bundle, opened, generation, options, console.writer(), timeline)?;
     let function = &bundle.manifest().function;
     let mut conversation = Conversation::restored(function, bundle.manifest().agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation).confined_to(running);
-    let mut sink = FrameSink { to: daemon, prints_answer: function.interface == Interface::Exec };
+    let mut sink = FrameSink { to: daemon, interface: function.interface };
     let outcome = vm::wake(&mut drive, &message, &mut sink, timeline)
         .map_err(Failure::from)
         .and_then(|()| events(&mut drive, function.interface, job, body, daemon, timeline))
@@ -149,7 +148,7 @@ fn events(
     daemon: &File,
     timeline: &mut Timeline,
 ) -> Result<(), Failure> {
-    let mut sink = FrameSink { to: daemon, prints_answer: interface == Interface::Exec };
+    let mut sink = FrameSink { to: daemon, interface };
     loop {
         let more = job.more;
         let limit = Duration::from_millis(job.limit_ms);
@@ -189,24 +188,6 @@ fn done(exit_code: i32, sent_ns: u64, drive: &mut Drive<'_>, timeline: &Timeline
     }
 }
 
-/// The bundle's drives, with the private files that the daemon opened for those that can be written.
-fn drives(bundle: &Bundle, deltas: Vec<(String, File)>) -> Result<Vec<DriveSetup>, Failure> {
-    let mut deltas = deltas;
-    let drives = bundle.manifest().drives.iter().map(|drive| {
-        let base = bundle.drive(&drive.id)?;
-        let backing = if drive.read_only {
-            DriveBacking::ReadOnly(base)
-        } else {
-            let place = deltas.iter().position(|(id, _)| *id == drive.id);
-            let missing = || Failure::text(Kind::Internal, "A drive's private file was not sent");
-            let (_, delta) = deltas.swap_remove(place.ok_or_else(missing)?);
-            DriveBacking::CopyOnWrite { base, delta }
-        };
-        Ok(DriveSetup { id: drive.id.clone(), backing })
-    });
-    drives.collect()
-}
-
 fn options(daemon: &File) -> RestoreOptions {
     let fd = daemon.as_raw_fd();
     let words = move |failure: &Failure| LastWords {
@@ -220,26 +201,19 @@ fn options(daemon: &File) -> RestoreOptions {
         door: Door::Host,
         count_faults: false,
         on_pager_failure: Box::new(move |error| words(&Failure::new(error.kind(), &error)).say()),
-        // Nothing can be asked of a control group in here.
-        copied_max: None,
-        memory_cut_short: Some(words(&Failure::text(Kind::BadBundle, CUT_SHORT))),
+        memory_cut_short: Some(words(&Failure::text(Kind::BadBundle, vm::MEMORY_CUT_SHORT))),
     }
 }
 
 /// Sends pieces of the answer to the daemon as they come.
 struct FrameSink<'a> {
     to: &'a File,
-    /// Only an `exec` function answers with what it prints.
-    prints_answer: bool,
+    interface: Interface,
 }
 
 impl AnswerSink for FrameSink<'_> {
     fn take(&mut self, piece: Notice) -> io::Result<bool> {
-        let is_answer = match &piece {
-            Notice::Output { stream, .. } => self.prints_answer && *stream == Stream::Stdout,
-            Notice::Log { .. } | Notice::Head { .. } => false,
-            _ => true,
-        };
+        let is_answer = piece.is_answer(self.interface);
         let bytes = Frame::Piece(piece).to_bytes();
         let mut to = self.to;
         to.write_all(&bytes)?;

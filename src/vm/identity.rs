@@ -61,6 +61,13 @@ fn machine_id(generation: [u8; GENERATION_LEN]) -> [u8; MACHINE_ID_LEN] {
     (number | 4 << 76 | 2 << 62).to_be_bytes()
 }
 
+/// A machine id from 32 hexadecimal digits, not all zero (machine-id(5)); `None` for anything else.
+pub fn parse_machine_id(text: &str) -> Option<[u8; MACHINE_ID_LEN]> {
+    let digits = text.len() == 2 * MACHINE_ID_LEN && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let number = u128::from_str_radix(text, 16).ok().filter(|number| digits && *number != 0);
+    number.map(u128::to_be_bytes)
+}
+
 /// The host's wall clock.
 ///
 /// # Errors

@@ -9,6 +9,7 @@ use snapshot_format::state::FormatVersion;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::boot::EntryPoint;
+use crate::bundle::Bundle;
 use crate::bus::{Request, RequestLine};
 use crate::devices::{
     BlockRate, ControlStream, DeviceError, DeviceSetup, DeviceTable, EventToken, VirtioWindow,
@@ -27,12 +28,20 @@ use super::start::LoadError;
 use super::timeline::Timeline;
 
 /// What a machine is made of, apart from its devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shape {
     /// Guest RAM, bytes; a multiple of 4 KiB.
     pub memory_bytes: u64,
     /// vCPUs, 1 to 8.
     pub vcpus: u32,
+}
+
+impl Shape {
+    /// Of a bundle's machine.
+    pub fn of(bundle: &Bundle) -> Self {
+        let machine = &bundle.manifest().machine;
+        Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus }
+    }
 }
 
 /// Loads a kernel into guest memory, given where the devices are.

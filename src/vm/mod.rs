@@ -37,12 +37,13 @@ pub use invoke::{
 };
 pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
-pub use opened::{Host, Opened, private_file};
+pub use opened::{Host, Opened, drives, private_file};
 pub use record::{RecordingError, Sample, record};
 pub use request::{Request, RequestError};
 pub use saved::{SavedError, SavedMachine};
 pub use shell::Shell;
 pub use start::{
-    BOOT_MAX, ColdStart, Generation, Image, LoadError, RestoreOptions, StartError, boot, boot_again, restore,
+    BOOT_MAX, ColdStart, Generation, Image, LoadError, MEMORY_CUT_SHORT, RestoreOptions, StartError, boot,
+    boot_again, restore,
 };
 pub use timeline::Timeline;

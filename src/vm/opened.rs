@@ -4,13 +4,17 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use crate::bundle::Bundle;
+use snapshot_format::manifest::Drive;
+
+use crate::bundle::{Bundle, OpenError};
+use crate::config::Prefetch;
 use crate::devices::{DriveBacking, DriveSetup};
 use crate::jail::{List, confine};
 use crate::kvm::System;
 use crate::memory::{self, GuestMemory, OnStart};
 
 use super::machine::Shape;
+use super::prefetch::Hints;
 use super::shell::Shell;
 use super::start::StartError;
 
@@ -112,8 +116,7 @@ impl Ground {
 pub struct Opened {
     pub(super) ground: Ground,
     pub(super) drives: Vec<DriveSetup>,
-    /// /proc/self/pagemap, which tells of huge pages.
-    pub(super) pagemap: Option<File>,
+    pub(super) hints: Hints,
 }
 
 impl Opened {
@@ -122,25 +125,44 @@ impl Opened {
     /// # Errors
     /// KVM is not usable, or there is no room for what a clone writes.
     pub fn new(bundle: &Bundle, confinement: Option<List>) -> Result<Self, StartError> {
-        let drives = bundle.manifest().drives.iter().map(|drive| {
-            let base = bundle.drive(&drive.id)?;
-            let backing = if drive.read_only {
-                DriveBacking::ReadOnly(base)
-            } else {
-                let delta =
-                    private_file().map_err(|source| StartError::Delta { id: drive.id.clone(), source })?;
-                DriveBacking::CopyOnWrite { base, delta }
-            };
-            Ok(DriveSetup { id: drive.id.clone(), backing })
-        });
-        let drives = drives.collect::<Result<_, StartError>>()?;
-        Ok(Opened { ground: Ground::Host(Host::open(confinement)?), drives, pagemap: pagemap() })
+        let drives = drives(bundle, |drive| {
+            private_file().map_err(|source| StartError::Delta { id: drive.to_owned(), source })
+        })?;
+        Ok(Opened { ground: Ground::Host(Host::open(confinement)?), drives, hints: Hints::default() })
     }
 
-    /// A shell, and what somebody else has opened for it. It can open nothing itself, and looks for no huge pages.
-    pub fn in_shell(shell: Shell, drives: Vec<DriveSetup>) -> Self {
-        Opened { ground: Ground::Shell(Box::new(shell)), drives, pagemap: None }
+    /// Adds what is known of what a clone of `bundle` will touch.
+    #[must_use]
+    pub fn with_hints(self, bundle: &Bundle, prefetch: Prefetch) -> Self {
+        Opened { hints: Hints::of(bundle, prefetch).with_host(prefetch), ..self }
     }
+
+    /// A shell, and what somebody else has opened for it. It can open nothing itself: it looks for no huge pages and knows of no
+    /// memory limit.
+    pub fn in_shell(shell: Shell, drives: Vec<DriveSetup>, bundle: &Bundle, prefetch: Prefetch) -> Self {
+        let ground = Ground::Shell(Box::new(shell));
+        Opened { ground, drives, hints: Hints::of(bundle, prefetch) }
+    }
+}
+
+/// Each drive of a bundle; what is written to one that can be goes to the file that `delta` gives for its id.
+///
+/// # Errors
+/// A file of the bundle is missing, or what `delta` says.
+pub fn drives<E: From<OpenError>>(
+    bundle: &Bundle,
+    mut delta: impl FnMut(&str) -> Result<File, E>,
+) -> Result<Vec<DriveSetup>, E> {
+    let drive = |drive: &Drive| {
+        let base = bundle.drive(&drive.id)?;
+        let backing = if drive.read_only {
+            DriveBacking::ReadOnly(base)
+        } else {
+            DriveBacking::CopyOnWrite { base, delta: delta(&drive.id)? }
+        };
+        Ok(DriveSetup { id: drive.id.clone(), backing })
+    };
+    bundle.manifest().drives.iter().map(drive).collect()
 }
 
 /// A file without a name: it is gone with the machine, however that ends.
@@ -151,9 +173,4 @@ pub fn private_file() -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     Ok(rustix::fs::open(std::env::temp_dir(), flags, Mode::RUSR | Mode::WUSR)?.into())
-}
-
-/// /proc/self/pagemap. Where it cannot be opened no huge pages are looked for.
-fn pagemap() -> Option<File> {
-    File::open("/proc/self/pagemap").ok()
 }

@@ -14,17 +14,46 @@ use crate::memory::{self, ChunkError, ChunkSource, Expected, GuestMemory, Late, 
 
 use super::start::{RestoreOptions, Source, StartError};
 
+/// So little is copied without asking what a memory limit leaves: the guest is about to write it in any case.
+const UNASKED_MAX: u64 = 4 << 20;
+
+/// What is known ahead of what an answer will touch. The default knows nothing.
+#[derive(Debug, Default)]
+pub(super) struct Hints {
+    expected: Option<Expected>,
+    /// /proc/self/pagemap, which tells of huge pages. Without it none are looked for.
+    pagemap: Option<File>,
+    /// Most bytes that may be copied under a memory limit.
+    copied_max: Option<u64>,
+}
+
+impl Hints {
+    /// What the recorded working set says, where there is a usable one.
+    pub(super) fn of(bundle: &Bundle, prefetch: Prefetch) -> Self {
+        let expected = (prefetch != Prefetch::None).then(|| expected(bundle)).flatten();
+        Hints { expected, ..Hints::default() }
+    }
+
+    /// Adds what the host tells of it, for a process that will be able to open nothing.
+    pub(super) fn with_host(mut self, prefetch: Prefetch) -> Self {
+        if let Some(expected) = self.expected.as_ref().filter(|_| prefetch == Prefetch::All) {
+            let written = expected.written.iter().chain(&expected.late_written);
+            let bytes: u64 = written.map(|range| range.end - range.start).sum();
+            self.pagemap = File::open("/proc/self/pagemap").ok();
+            self.copied_max = (bytes > UNASKED_MAX).then(memory::free_bytes).flatten();
+        }
+        self
+    }
+}
+
 /// What an answer is expected to touch, and what has been done about it. The default expects nothing.
 #[derive(Default)]
 pub struct Ahead {
-    expected: Option<Expected>,
+    hints: Hints,
     prefetch: Prefetch,
     is_checked: bool,
     /// Whether pages are to be mapped for the guest.
     is_mapped: bool,
-    pagemap: Option<File>,
-    /// Most bytes that may be copied under a memory limit.
-    copied_max: Option<u64>,
     /// What the thread that copies late does first; without it there is none.
     late: Option<OnStart>,
     done: Prefetched,
@@ -32,25 +61,15 @@ pub struct Ahead {
 
 impl std::fmt::Debug for Ahead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ahead")
-            .field("prefetch", &self.prefetch)
-            .field("done", &self.done)
-            .finish_non_exhaustive()
+        f.debug_struct("Ahead").field("hints", &self.hints).field("done", &self.done).finish_non_exhaustive()
     }
 }
 
 impl Ahead {
-    /// What the recorded working set says, where there is a usable one.
-    pub(super) fn new(
-        bundle: &Bundle,
-        options: &RestoreOptions,
-        pagemap: Option<File>,
-        late: Option<OnStart>,
-    ) -> Self {
-        let RestoreOptions { prefetch, verify, copied_max, .. } = *options;
-        let expected = (prefetch != Prefetch::None).then(|| expected(bundle)).flatten();
-        let is_checked = verify == Verify::Touched;
-        Ahead { expected, prefetch, is_checked, pagemap, copied_max, late, ..Ahead::default() }
+    /// What `hints` say is done as far as `options` want it.
+    pub(super) fn new(hints: Hints, options: &RestoreOptions, late: Option<OnStart>) -> Self {
+        let RestoreOptions { prefetch, verify, .. } = *options;
+        Ahead { hints, prefetch, is_checked: verify == Verify::Touched, late, ..Ahead::default() }
     }
 
     /// Brings it into memory.
@@ -60,7 +79,7 @@ impl Ahead {
         memory: &GuestMemory,
         source: &Source<'_>,
     ) -> Result<Self, StartError> {
-        let Some(expected) = self.expected.take() else { return Ok(self) };
+        let Some(expected) = self.hints.expected.take() else { return Ok(self) };
         match source {
             Source::File(file) => {
                 if self.is_checked {
@@ -68,8 +87,8 @@ impl Ahead {
                 }
                 self.done = memory::read_ahead(file, &expected);
                 if self.prefetch == Prefetch::All {
-                    let copied = memory::copy_written(memory, &expected, self.copied_max);
-                    self.expected = Some(expected.as_copied(&copied));
+                    let copied = memory::copy_written(memory, &expected, self.hints.copied_max);
+                    self.hints.expected = Some(expected.as_copied(&copied));
                     self.done = Prefetched { read_ahead: self.done.read_ahead, ..copied };
                     // Pages that a disk is still to bring are not waited for.
                     self.is_mapped = self.done.read_ahead == 0;
@@ -86,7 +105,8 @@ impl Ahead {
 
     /// Maps it for the guest, through one of its vCPUs: they share their tables. A thread waits with what comes late.
     pub(super) fn map(self, vcpus: &[KvmVcpu], memory: &GuestMemory) -> Done {
-        let Ahead { expected, is_mapped, pagemap, copied_max, late: thread, done: before, .. } = self;
+        let Ahead { hints, is_mapped, late: thread, done: before, .. } = self;
+        let Hints { expected, pagemap, copied_max } = hints;
         let mut done = Done { before, copied: Vec::new(), late: None };
         let Some(mut expected) = expected else { return done };
         if let Some(vcpu) = vcpus.first().filter(|_| is_mapped) {

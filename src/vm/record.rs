@@ -7,7 +7,7 @@ use snapshot_format::manifest::Interface;
 use snapshot_format::working_set::{PageRange, WorkingSet};
 
 use crate::bundle::Bundle;
-use crate::function::{Conversation, Event, Notice, RestoreMessage, SessionError, Stream};
+use crate::function::{Conversation, Event, Notice, RestoreMessage, SessionError};
 use crate::memory::{self, RecordError, Recorder, Touch};
 
 use super::drive::Drive;
@@ -141,8 +141,7 @@ fn watch(
         Some(recorder) => Ok(recorder.so_far()),
         None => memory::own_pages(&memory),
     };
-    let prints_answer = manifest.function.interface == Interface::Exec;
-    let mut sink = FirstPiece { sink, prints_answer, so_far: &so_far, early: None };
+    let mut sink = FirstPiece { sink, interface: manifest.function.interface, so_far: &so_far, early: None };
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
     let answered = wake(&mut drive, &sample.message, &mut sink, timeline)
@@ -165,19 +164,14 @@ fn watch(
 /// A sink that notes what has been touched when the first piece of the answer proper comes.
 struct FirstPiece<'a> {
     sink: &'a mut dyn AnswerSink,
-    /// Whether what the function prints is its answer.
-    prints_answer: bool,
+    interface: Interface,
     so_far: &'a dyn Fn() -> io::Result<Vec<Touch>>,
     early: Option<Vec<Touch>>,
 }
 
 impl AnswerSink for FirstPiece<'_> {
     fn take(&mut self, piece: Notice) -> io::Result<bool> {
-        let is_answer = match &piece {
-            Notice::Output { stream, .. } => self.prints_answer && *stream == Stream::Stdout,
-            Notice::Answer { .. } | Notice::Head { .. } => true,
-            _ => false,
-        };
+        let is_answer = matches!(piece, Notice::Head { .. }) || piece.is_answer(self.interface);
         self.sink.take(piece)?;
         if is_answer && self.early.is_none() {
             self.early = Some((self.so_far)()?);

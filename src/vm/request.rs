@@ -32,6 +32,12 @@ pub struct Request {
 }
 
 impl Request {
+    /// A header from its line, `NAME: VALUE`; `None` for another line.
+    pub fn header(line: &str) -> Option<(String, String)> {
+        let (name, value) = line.split_once(':')?;
+        Some((name.trim().to_owned(), value.trim().to_owned()))
+    }
+
     /// The event for a function with `interface`, to be answered within `limit`.
     ///
     /// # Errors

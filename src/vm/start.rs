@@ -9,14 +9,13 @@ use crate::boot::{
 };
 use crate::bundle::{Bundle, OpenError, VerifyError};
 use crate::config::{Backend, Paging, Prefetch, Verify};
-use crate::devices::{ConsoleSink, DeviceSetup, DriveSetup, GENERATION_LEN, ThreadStart, VirtioWindow};
+use crate::devices::{ConsoleSink, DeviceSetup, DriveSetup, GENERATION_LEN, VirtioWindow};
 use crate::jail::{self, LastWords, List};
 use crate::kvm::SystemError;
 use crate::memory::{
-    self, ChunkError, Door, GuestMemory, MapError, OnFailure, PagedError, Pager, RecordError, Recorder,
+    self, ChunkError, Door, GuestMemory, MapError, OnFailure, OnStart, PagedError, Pager, RecordError,
+    Recorder,
 };
-
-use snapshot_format::manifest::names;
 
 use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
@@ -27,6 +26,9 @@ use super::timeline::Timeline;
 
 /// Longest time from power-on to the agent's greeting when nobody says otherwise.
 pub const BOOT_MAX: Duration = Duration::from_secs(120);
+/// What a clone ends with whose memory file was cut short while it ran.
+pub const MEMORY_CUT_SHORT: &str =
+    "The bundle's file memory was cut short while the clone ran: never write to a bundle";
 /// The guest's context id on its vsock; every clone has the same, its device is its own.
 const GUEST_CID: u64 = 3;
 
@@ -109,8 +111,6 @@ pub struct RestoreOptions {
     pub count_faults: bool,
     /// What is to be done on the pager's thread when it fails. It must end the process.
     pub on_pager_failure: OnFailure,
-    /// Bytes that may be copied ahead; `None` for no limit.
-    pub copied_max: Option<u64>,
     /// What the process says at its end when its memory file was cut short; not watched for where it is `None`.
     pub memory_cut_short: Option<LastWords>,
 }
@@ -126,16 +126,13 @@ impl std::fmt::Debug for RestoreOptions {
 }
 
 impl RestoreOptions {
-    /// Gets everything of the host that a restore with these options needs, for a process that will be able to open nothing.
+    /// Makes the userfaultfd that a restore with these options needs, for a process that will be able to open nothing.
     ///
     /// # Errors
-    /// There is no userfaultfd where one is needed.
-    pub fn opened_ahead(mut self, bundle: &Bundle) -> Result<Self, StartError> {
+    /// There is none where one is needed.
+    pub fn with_door_open(mut self) -> Result<Self, StartError> {
         if self.paging.backend(self.verify) == Backend::Uffd {
             self.door = self.door.made().map_err(PagedError::from)?;
-        }
-        if self.prefetch == Prefetch::All && bundle.has(names::WORKING_SET) {
-            self.copied_max = memory::free_bytes();
         }
         Ok(self)
     }
@@ -154,7 +151,7 @@ pub fn restore(
     console: impl Into<ConsoleSink>,
     timeline: &mut Timeline,
 ) -> Result<Machine, StartError> {
-    let shape = shape(bundle);
+    let shape = Shape::of(bundle);
     if options.verify == Verify::All {
         bundle.verify(&mut |_, _| {})?;
         timeline.mark("verify");
@@ -162,8 +159,8 @@ pub fn restore(
     let saved = saved(bundle, shape)?;
     timeline.mark("read state");
     let count_faults = options.count_faults;
-    let Opened { ground, drives, pagemap } = opened;
-    let ahead = Ahead::new(bundle, &options, pagemap, ground.late_thread());
+    let Opened { ground, drives, hints } = opened;
+    let ahead = Ahead::new(hints, &options, ground.late_thread());
     let (memory, source) = clone_memory(bundle, shape, &ground, options)?;
     let generation = (!is_port(bundle)).then_some(generation);
     let devices = setup(generation, drives, console.into(), ground.confine_thread(List::Console));
@@ -200,7 +197,7 @@ pub(super) fn restore_watched(
     watched: Watched,
     timeline: &mut Timeline,
 ) -> Result<(Machine, GuestMemory, Option<Recorder>), StartError> {
-    let shape = shape(bundle);
+    let shape = Shape::of(bundle);
     let origin = Origin::Saved(Box::new(saved(bundle, shape)?));
     let (memory, recorder) = match watched {
         Watched::Writes => (memory::copy_on_write(bundle.memory()?, shape.memory_bytes)?, None),
@@ -211,18 +208,13 @@ pub(super) fn restore_watched(
         }
     };
     let generation = (!is_port(bundle)).then_some(generation);
-    let Opened { ground, drives, pagemap: _ } = Opened::new(bundle, Some(List::Vcpu))?;
+    let Opened { ground, drives, hints: _ } = Opened::new(bundle, Some(List::Vcpu))?;
     let host = ground.host()?;
     let console = ConsoleSink::Memory(Box::new(io::sink()));
     let devices = setup(generation, drives, console, host.confine_thread(List::Console));
     let (watched, ahead) = (memory.clone(), Ahead::default());
     let plan = Plan { host, shape, memory, devices, origin, ahead, count_faults: false, timeline };
     Ok((Machine::build(plan)?, watched, recorder))
-}
-
-fn shape(bundle: &Bundle) -> Shape {
-    let machine = &bundle.manifest().machine;
-    Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus }
 }
 
 /// The bundle's state, its clocks where the clone's begin.
@@ -288,7 +280,7 @@ fn setup(
     generation: Option<Generation>,
     drives: Vec<DriveSetup>,
     console: ConsoleSink,
-    thread_start: ThreadStart,
+    thread_start: OnStart,
 ) -> DeviceSetup {
     let linux = generation.is_some();
     let vsock_cid = linux.then_some(GUEST_CID);
@@ -313,7 +305,7 @@ pub fn boot_again(
         let kernel = Kernel::from_bytes(bundle.kernel()?).map_err(LoadError::from)?;
         Image::Linux { kernel, initramfs: bundle.initramfs()? }
     };
-    let Opened { ground, drives, pagemap: _ } = opened;
+    let Opened { ground, drives, hints: _ } = opened;
     let start = ColdStart {
         host: ground.host()?,
         shape: Shape { memory_bytes: machine.memory_bytes, vcpus: machine.vcpus },

@@ -9,7 +9,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::bus::lock;
-use crate::devices::ThreadStart;
+use crate::memory::OnStart;
 
 /// Most bytes that wait for the sink.
 const BUFFER_MAX: usize = 64 << 10;
@@ -79,7 +79,7 @@ impl Console {
     ///
     /// # Errors
     /// The host has no room for a thread.
-    pub(super) fn new(sink: ConsoleSink, first: ThreadStart) -> io::Result<Self> {
+    pub(super) fn new(sink: ConsoleSink, first: OnStart) -> io::Result<Self> {
         match sink {
             ConsoleSink::Memory(memory) => Ok(Console::Memory(memory)),
             ConsoleSink::Stream(sink) => {

@@ -9,8 +9,8 @@ use vm_superio::Trigger;
 use vm_superio::serial::NoEvents;
 
 use crate::bus::{BusDevice, IrqLine};
+use crate::memory::OnStart;
 
-use super::ThreadStart;
 use super::error::{DeviceError, StateFault};
 
 use console::Console;
@@ -54,7 +54,7 @@ impl Serial {
         state: SerialState,
         line: IrqLine,
         sink: ConsoleSink,
-        first: ThreadStart,
+        first: OnStart,
     ) -> Result<Self, DeviceError> {
         let console = Console::new(sink, first).map_err(DeviceError::Console)?;
         let uart = vm_superio::Serial::from_state(&live(state), Interrupt(line), NoEvents, console).map_err(
