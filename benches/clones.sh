@@ -1,24 +1,10 @@
 #!/bin/sh
 # Takes the samples of `cargo xtask bench clones` in the emulated host, into $OUT. $1: cost (with the exact clock), lots, or cycles.
 set -eu
+. "$EMBER_BENCHES/common/place.sh"
 
-place=$(mktemp -d /tmp/bench.XXXXXX)
-cp "$EMBER_BIN" "$EMBER_AGENT" "$EMBER_FAULTY_BIN" "$BENCH_TOOLS/starter" "$place"
-export EMBER_AGENT="$place/ember-agent"
-ember=$place/ember
+cp "$EMBER_FAULTY_BIN" "$place"
 faulty=$place/ember-with-faults
-
-say() { printf '%s\n' "$*" >&2; }
-
-bake() { # BUNDLE ARGUMENT...
-    name=$1
-    shift
-    say "    baking $name"
-    "$ember" bake "$place/$name" "$@" >"$OUT/bake-$name" 2>&1 || {
-        cat "$OUT/bake-$name" >&2
-        exit 1
-    }
-}
 
 # busybox alone; with $2, a hook of that content.
 make_root() { # ROOT [HOOK]
@@ -35,12 +21,11 @@ make_root() { # ROOT [HOOK]
 
 # What it takes to be unique, and how late a clone's clock is.
 measure_cost() {
-    samples=${SAMPLES:-31}
-    pause_us=8000
+    count=${SAMPLES:-31}
     bake echo --config "$EMBER_EXAMPLES/echo/ember.toml" --root "$EMBER_ROOT_PYTHON"
     set -- "$faulty" run "$place/echo" --event-text x
     # The same program twice; what differs is what it leaves out.
-    "$place/starter" "$OUT/unique.jsonl" "$samples" "$pause_us" whole EMBER_FAULT= "$@" \
+    series unique "$count" whole EMBER_FAULT= "$@" \
         -- message EMBER_FAULT=generation-silent,names-absent "$@" -- timed EMBER_FAULT= "$@" --timing=json
 
     make_root "$place/plain-root"
@@ -48,11 +33,11 @@ measure_cost() {
     for name in plain hooked; do
         bake "$name" --config "$EMBER_EXAMPLES/echo/ember.toml" --root "$place/$name-root"
     done
-    "$place/starter" "$OUT/hooks.jsonl" "$samples" "$pause_us" plain "$ember" run "$place/plain" --event-text x \
+    series hooks "$count" plain "$ember" run "$place/plain" --event-text x \
         -- hooked "$ember" run "$place/hooked" --event-text x
 
     bake clock --config "$EMBER_BENCHES/clones/clock.toml" --root "$EMBER_ROOT_PYTHON"
-    "$place/starter" "$OUT/clock.jsonl" 50 "$pause_us" clock "$ember" run "$place/clock" --event-text x
+    series clock 50 clock "$ember" run "$place/clock" --event-text x
 }
 
 # Many clones of one bundle, and clones that do not acknowledge as they must.

@@ -1,39 +1,32 @@
 #!/bin/sh
 # Takes the samples of `cargo xtask bench paging` on this machine's own KVM and file system: a file of JSON lines per series in $OUT.
 set -eu
+. "$EMBER_BENCHES/common/place.sh"
 
 warm=${SAMPLES_WARM:-31}
 cold=${SAMPLES_COLD:-9}
 bakes=${SAMPLES_BAKE:-5}
-pause_us=8000
-place=$(mktemp -d "${TMPDIR:-/tmp}/ember-bench.XXXXXX")
-trap 'rm -rf "$place"' EXIT
 
-cp "$EMBER_BIN" "$BENCH_TOOLS/starter" "$BENCH_TOOLS/cool" "$place"
-ember=$place/ember
+cp "$BENCH_TOOLS/cool" "$place"
 findmnt -n -o FSTYPE -T "$place" >"$OUT/filesystem"
 
 # All of it is content, and it is recorded with the event.
 small() { # BUNDLE EVENT
-    "$ember" bake "$place/$1" --interface port --kernel "$EMBER_SMALL_GUESTS/toucher.elf" --memory 256MiB \
-        --warm-up fill --no-record >"$OUT/bake-$1"
+    bake "$1" --interface port --kernel "$EMBER_SMALL_GUESTS/toucher.elf" --memory 256MiB --warm-up fill --no-record
     "$ember" record --event-text "$2" "$place/$1" >"$OUT/record-$1"
 }
 
 warm() { # SERIES EVENT
     small "$1" "$2"
-    set -- "$1" "$ember" run "$place/$1" --event-text "$2"
-    series=$1
-    shift
-    # The first starts read files that later ones find in memory.
-    "$place/starter" "$OUT/warm-up" 3 "$pause_us" none "$@" --prefetch none -- all "$@"
-    rm "$OUT/warm-up"
-    "$place/starter" "$OUT/$series.jsonl" "$warm" "$pause_us" none "$@" --prefetch none -- all "$@"
+    bundle=$1
+    set -- $run "$place/$bundle" --event-text "$2"
+    warm_up 3 none "$@" --prefetch none -- all "$@"
+    series "$bundle" "$warm" none "$@" --prefetch none -- all "$@"
 }
 
 # A memory file of which nothing is in the page cache when a sample begins, which `cool` makes sure of by mincore(2).
 cold() {
-    set -- "$ember" run "$place/scattered" --event-text "$1"
+    set -- $run "$place/scattered" --event-text "$1"
     count=0
     while [ "$count" -lt "$cold" ]; do
         count=$((count + 1))
@@ -48,19 +41,19 @@ cold() {
 
 # An eighth of 256 MiB is live. Standard error tells how long each phase of a bake took; dd writes as many bytes to the same file
 # system.
-bake() { # SERIES WARM-UP...
-    series=$1
+bakes() { # SERIES WARM-UP...
+    kind=$1
     shift
     count=0
     while [ "$count" -lt "$bakes" ]; do
         count=$((count + 1))
         "$ember" bake "$place/baked" --interface port --kernel "$EMBER_SMALL_GUESTS/toucher.elf" --memory 256MiB \
             --no-record "$@" >/dev/null 2>"$place/phases"
-        cat "$place/phases" >>"$OUT/$series.phases"
+        cat "$place/phases" >>"$OUT/$kind.phases"
         rm -r "$place/baked"
         begin=$(date +%s%N)
         dd if="$place/content" of="$place/written" bs=1M conv=fsync 2>/dev/null
-        echo "$((($(date +%s%N) - begin) / 1000))" >>"$OUT/$series.dd"
+        echo "$((($(date +%s%N) - begin) / 1000))" >>"$OUT/$kind.dd"
         rm "$place/written"
     done
 }
@@ -74,6 +67,6 @@ rm -r "$place/scattered"
 
 dd if=/dev/urandom of="$place/content" bs=1M count=32 2>/dev/null
 # Runs of 64 KiB, 512 KiB from one another.
-bake bake-runs \
+bakes bake-runs \
     --warm-up "$(seq -s ' ' -f 'write %g 512 128' 0 7)" --warm-up "$(seq -s ' ' -f 'write %g 512 128' 8 15)"
-bake bake-pages --warm-up "write 0 8192 8"
+bakes bake-pages --warm-up "write 0 8192 8"

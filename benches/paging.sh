@@ -1,49 +1,23 @@
 #!/bin/sh
 # Takes the samples of `cargo xtask bench paging` that need no peer, in the emulated host with its exact clock: a file of JSON lines
 # per series in $OUT. $1: echo, lambda, drift or small.
-#
-# Everything timed lies on a tmpfs, programs and bundles too: there a disk read takes anything from 18 us to 360 ms.
 set -eu
+. "$EMBER_BENCHES/common/place.sh"
 
 warm=${SAMPLES_WARM:-21}
 cold=${SAMPLES_COLD:-3}
-pause_us=8000
-place=$(mktemp -d /tmp/bench.XXXXXX)
-
-cp "$EMBER_BIN" "$EMBER_AGENT" "$BENCH_TOOLS/starter" "$place"
-export EMBER_AGENT="$place/ember-agent"
-ember=$place/ember
-
-say() { printf '%s\n' "$*" >&2; }
-
-bake() { # BUNDLE ARGUMENT...
-    name=$1
-    shift
-    say "    baking $name"
-    "$ember" bake "$place/$name" "$@" >"$OUT/bake-$name" 2>&1 || {
-        cat "$OUT/bake-$name" >&2
-        exit 1
-    }
-}
-
-series() { # SERIES SAMPLES LABEL COMMAND... [-- LABEL COMMAND...]
-    name=$1
-    samples=$2
-    shift 2
-    say "    $name: $samples samples"
-    "$place/starter" "$OUT/$name.jsonl" "$samples" "$pause_us" "$@"
-}
 
 # A Linux function: with and without its working set, by the pager with every chunk checked.
 function() { # BUNDLE RUN-ARGUMENT...
     name=$1
     shift
     "$ember" inspect --json "$place/$name" >"$OUT/$name.inspect"
-    set -- "$ember" run "$place/$name" "$@"
-    series "$name" "$warm" restore "$@" -- timed "$@" --timing=json \
+    set -- $run "$place/$name" "$@"
+    bundle=$name
+    series "$bundle" "$warm" restore "$@" -- timed "$@" --timing=json \
         -- none "$@" --prefetch none -- timed-none "$@" --prefetch none --timing=json
     # Apart: what the kernel still frees of such a clone, which has copied all it touched, would be the next one's time.
-    series "$name-verified" "$warm" verified "$@" --paging uffd --verify touched
+    series "$bundle-verified" "$warm" verified "$@" --paging uffd --verify touched
 }
 
 measure_echo() {
@@ -54,14 +28,14 @@ measure_echo() {
 measure_lambda() {
     bake lambda --config "$EMBER_BENCHES/python/ember.toml" --root "$EMBER_ROOT_PYTHON"
     function lambda --event "$EMBER_EXAMPLES/lambda/event"
-    series lambda-cold "$cold" cold "$ember" run "$place/lambda" --event "$EMBER_EXAMPLES/lambda/event" --cold
+    series lambda-cold "$cold" cold $run "$place/lambda" --event "$EMBER_EXAMPLES/lambda/event" --cold
 }
 
 measure_drift() {
     bake lambda --config "$EMBER_BENCHES/python/ember.toml" --root "$EMBER_ROOT_PYTHON"
     # Recorded with a short name, run with one of 64 KiB.
     printf '{"name": "%s"}' "$(head -c 65536 /dev/zero | tr '\0' x)" >"$place/other"
-    set -- "$ember" run "$place/lambda" --event "$place/other"
+    set -- $run "$place/lambda" --event "$place/other"
     series lambda-drift "$warm" none "$@" --prefetch none -- all "$@"
 }
 
@@ -73,14 +47,14 @@ small() { # BUNDLE MEMORY EVENT: one that is recorded with the event
 # Small guests: recorded on one event and run on another that has no page in common with it; the same pages of a small and of a large memory.
 measure_small() {
     small drift 64MiB "write 1024 300 2" fill
-    set -- "$ember" run "$place/drift" --event-text "read 9000 1500 3"
+    set -- $run "$place/drift" --event-text "read 9000 1500 3"
     series drift "$warm" none "$@" --prefetch none -- all "$@"
     rm -r "$place/drift"
     touched="read 4096 300 3 write 8192 100 3"
     small flat-256 256MiB "$touched"
     small flat-4096 4GiB "$touched"
     set -- --event-text "$touched" --timing=json
-    series flat "$warm" small "$ember" run "$place/flat-256" "$@" -- large "$ember" run "$place/flat-4096" "$@"
+    series flat "$warm" small $run "$place/flat-256" "$@" -- large $run "$place/flat-4096" "$@"
 }
 
 "measure_$1"

@@ -3,20 +3,15 @@
 # JSON lines per series in $OUT. $1: echo or python. $PEER is the Firecracker.
 #
 # Both get the kernel, the modules and the root image of one bundle; Firecracker's initramfs has peer/guest.c where Ember's has its
-# agent. Everything timed lies on a tmpfs, programs, bundles and snapshots too.
+# agent. Firecracker's snapshots lie where everything timed does.
 set -eu
+. "$EMBER_BENCHES/common/place.sh"
 
 warm=${SAMPLES_WARM:-21}
 cold=${SAMPLES_COLD:-7}
-pause_us=8000
-place=$(mktemp -d /tmp/bench.XXXXXX)
 
-cp "$EMBER_BIN" "$EMBER_AGENT" "$BENCH_TOOLS/starter" "$BENCH_TOOLS/driver" "$place"
+cp "$BENCH_TOOLS/driver" "$place"
 cp "$PEER" "$place/firecracker"
-export EMBER_AGENT="$place/ember-agent"
-ember=$place/ember
-# What it is compared with is not jailed; what the jail costs is measured by jail.sh.
-run="$ember run --no-jail"
 driver=$place/driver
 firecracker=$place/firecracker
 
@@ -24,16 +19,6 @@ firecracker=$place/firecracker
 # that make this kernel start sooner. There is no serial port, so nothing waits for one. Firecracker adds `pci=off` and the root.
 words="reboot=k panic=1 8250.nr_uarts=0 i8042.noaux i8042.nomux i8042.dumbkbd swiotlb=noforce quiet \
 cryptomgr.notests tsc=reliable nowatchdog lsm=landlock psi=0"
-
-say() { printf '%s\n' "$*" >&2; }
-
-bake() { # BUNDLE CONFIG
-    say "    baking $1"
-    "$ember" bake "$place/$1" --config "$2/ember.toml" --root "$EMBER_ROOT_PYTHON" >"$OUT/bake-$1" 2>&1 || {
-        cat "$OUT/bake-$1" >&2
-        exit 1
-    }
-}
 
 # The bundle's initramfs with another /init.
 initramfs() { # BUNDLE
@@ -76,12 +61,10 @@ firecracker() { # LABEL SAMPLES EVENT
 }
 
 ember() { # LABEL SAMPLES ARGUMENT...
-    say "    Ember, $1: $2 samples"
-    file=$OUT/ember-$1.jsonl
     label=$1
-    samples=$2
+    count=$2
     shift 2
-    "$place/starter" "$file" "$samples" "$pause_us" "$label" $run "$@"
+    series "ember-$label" "$count" "$label" $run "$@"
 }
 
 measure() { # BUNDLE EVENT
@@ -96,12 +79,12 @@ measure() { # BUNDLE EVENT
 
 case $1 in
 echo)
-    bake echo "$EMBER_EXAMPLES/echo"
+    bake echo --config "$EMBER_EXAMPLES/echo/ember.toml" --root "$EMBER_ROOT_PYTHON"
     machine echo echo
     measure echo hello
     ;;
 python)
-    bake python "$EMBER_BENCHES/python"
+    bake python --config "$EMBER_BENCHES/python/ember.toml" --root "$EMBER_ROOT_PYTHON"
     machine python python
     measure python "$(cat "$EMBER_EXAMPLES/lambda/event")"
     ;;

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Takes the samples of `cargo xtask bench pool` on this machine's own KVM: a small guest through `ember serve`.
 set -eu
+. "$EMBER_BENCHES/common/place.sh"
 
-place=$(mktemp -d "${TMPDIR:-/tmp}/ember-bench.XXXXXX")
 daemon=
 stop() {
     if [ -n "$daemon" ]; then
@@ -12,13 +12,12 @@ stop() {
 }
 trap 'stop; rm -rf "$place"' EXIT
 
-cp "$EMBER_BIN" "$BENCH_TOOLS/starter" "$BENCH_TOOLS/caller" "$place"
-ember=$place/ember
+cp "$BENCH_TOOLS/caller" "$place"
 socket=$place/socket
 caller=$place/caller
 
 for size in 64 256; do
-    "$ember" bake "$place/echo-$size" --interface port --kernel "$EMBER_SMALL_GUESTS/echo.elf" --memory "${size}MiB" >"$OUT/bake-$size"
+    bake "echo-$size" --interface port --kernel "$EMBER_SMALL_GUESTS/echo.elf" --memory "${size}MiB"
 done
 
 # serve SHELLS MIB: a daemon whose only function is that guest.
@@ -41,8 +40,7 @@ for shells in 8 100; do
     "$caller" "$socket" echo single 200 "$shells" >"$OUT/activate-$shells.jsonl"
     if [ "$shells" = 8 ]; then
         set -- --event-text hello
-        "$place/starter" "$OUT/run.jsonl" 150 8000 \
-            pooled "$ember" run echo --pool "$socket" "$@" -- alone "$ember" run --no-jail "$place/echo-64" "$@"
+        series run 150 pooled "$ember" run echo --pool "$socket" "$@" -- alone $run "$place/echo-64" "$@"
     fi
     stop
 done

@@ -10,34 +10,16 @@
  * {"restore_us", "first_exit_us", "first_answer_us"} from when the daemon sent its job. A burst ends with {"label": "wall", "us"}.
  * Each call has a connection of its own, made before the clock starts. A call that is not answered ends the whole. */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <pthread.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "../common/program.h"
 
 enum { ANSWER_MAX = 8192, CALLS_MAX = 1024 };
 
 static const char *socket_path, *function;
-
-static void die(const char *what)
-{
-    fprintf(stderr, "caller: cannot %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
-static uint64_t now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
-}
 
 static int reach(void)
 {
@@ -110,9 +92,9 @@ static void single(int count, int ready)
         await_shells(ready);
         usleep(5000);
         int fd = reach();
-        uint64_t begin = now();
+        uint64_t begin = clock_ns(CLOCK_MONOTONIC);
         call(fd, frames, answer);
-        double us = (double)(now() - begin) / 1000;
+        double us = (double)(clock_ns(CLOCK_MONOTONIC) - begin) / 1000;
         printf("{\"label\":\"single\",\"us\":%.1f,\"restore_us\":%.1f,\"first_exit_us\":%.1f,\"first_answer_us\":%.1f}\n", us,
                number(answer, "\"restore_us\":"), number(answer, "\"first_exit_us\":"),
                number(answer, "\"first_answer_us\":"));
@@ -133,9 +115,9 @@ static void *one(void *argument)
     char answer[ANSWER_MAX + 1];
 
     pthread_barrier_wait(caller->start);
-    uint64_t begin = now();
+    uint64_t begin = clock_ns(CLOCK_MONOTONIC);
     call(caller->fd, "", answer);
-    caller->us = (double)(now() - begin) / 1000;
+    caller->us = (double)(clock_ns(CLOCK_MONOTONIC) - begin) / 1000;
     return NULL;
 }
 
@@ -144,7 +126,7 @@ static void *many(void *argument)
     struct caller *caller = argument;
     char answer[ANSWER_MAX + 1];
 
-    while (now() < caller->end_at) {
+    while (clock_ns(CLOCK_MONOTONIC) < caller->end_at) {
         call(reach(), "", answer);
         caller->count++;
     }
@@ -170,10 +152,10 @@ static void burst(int n, int rounds, int ready)
             start(&callers[i], one);
         }
         pthread_barrier_wait(&barrier);
-        uint64_t begin = now();
+        uint64_t begin = clock_ns(CLOCK_MONOTONIC);
         for (int i = 0; i < n; i++)
             pthread_join(callers[i].thread, NULL);
-        double wall = (double)(now() - begin) / 1000;
+        double wall = (double)(clock_ns(CLOCK_MONOTONIC) - begin) / 1000;
         for (int i = 0; i < n; i++)
             printf("{\"label\":\"burst\",\"us\":%.1f}\n", callers[i].us);
         printf("{\"label\":\"wall\",\"us\":%.1f}\n", wall);
@@ -183,7 +165,7 @@ static void burst(int n, int rounds, int ready)
 static void loop(int seconds, int threads)
 {
     static struct caller callers[CALLS_MAX];
-    uint64_t begin = now(), end_at = begin + (uint64_t)seconds * 1000000000, count = 0;
+    uint64_t begin = clock_ns(CLOCK_MONOTONIC), end_at = begin + (uint64_t)seconds * 1000000000, count = 0;
 
     for (int i = 0; i < threads; i++) {
         callers[i] = (struct caller){ .end_at = end_at };
@@ -193,7 +175,7 @@ static void loop(int seconds, int threads)
         pthread_join(callers[i].thread, NULL);
         count += callers[i].count;
     }
-    printf("{\"label\":\"per_s\",\"us\":%.2f}\n", (double)count * 1e9 / (double)(now() - begin));
+    printf("{\"label\":\"per_s\",\"us\":%.2f}\n", (double)count * 1e9 / (double)(clock_ns(CLOCK_MONOTONIC) - begin));
 }
 
 static void keep(int count)

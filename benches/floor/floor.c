@@ -12,16 +12,13 @@
  * FILE holds 64 MiB of guest RAM, byte for byte and with holes, then `struct state`. It is read by the program that wrote
  * it on the same host, so it has no version and is not checked. */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
 #include <linux/kvm.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include "../common/program.h"
 
 enum {
     RAM_BYTES = 64 << 20,
@@ -84,12 +81,6 @@ struct machine {
     uint8_t *ram;
     struct kvm_run *run;
 };
-
-static void die(const char *what)
-{
-    fprintf(stderr, "floor: cannot %s: %s\n", what, strerror(errno));
-    exit(1);
-}
 
 #define CALL(fd, request, argument) call(fd, request, (void *)(uintptr_t)(argument), #request)
 

@@ -5,23 +5,14 @@
  *
  * It fails where a page is still there: on a tmpfs the file is nowhere else, and a page that somebody has mapped stays. */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { TRIES = 100 };
+#include "../common/program.h"
 
-static void die(const char *what)
-{
-    fprintf(stderr, "cool: cannot %s: %s\n", what, strerror(errno));
-    exit(1);
-}
+enum { TRIES = 100 };
 
 static size_t resident(void *start, size_t length, unsigned char *pages)
 {

@@ -23,23 +23,18 @@
  *
  * It is small and static, so that spawning costs what it costs a small program: no copied page tables, no relocations. */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/inotify.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "../common/json.h"
+#include "../common/program.h"
 
 enum {
     ANSWER_MAX = 512,
@@ -67,34 +62,9 @@ struct sample {
 static const char *firecracker;
 static char connect_and_event[EVENT_MAX];
 
-static void die(const char *what)
-{
-    fprintf(stderr, "driver: cannot %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
-static uint64_t now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
-}
-
 static void sleep_us(uint64_t us)
 {
     nanosleep(&(struct timespec){ .tv_sec = (time_t)(us / 1000000), .tv_nsec = (long)(us % 1000000 * 1000) }, NULL);
-}
-
-/* xorshift64: pauses must be spread, not unpredictable, and a run can be repeated. */
-static uint64_t random_below(uint64_t bound)
-{
-    static uint64_t state = 0x9e3779b97f4a7c15;
-
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state % bound;
 }
 
 static int unix_socket(void)
@@ -260,7 +230,7 @@ static uint64_t first_byte_of_answer(int *connection, char *answer, size_t *used
         len += (size_t)got;
         line = line ? line : memchr(text, '\n', len);
     } while (!line || line + 1 == text + len);
-    seen = now();
+    seen = clock_ns(CLOCK_MONOTONIC);
     *used = (size_t)(text + len - (line + 1));
     memcpy(answer, line + 1, *used);
     return seen;
@@ -284,7 +254,7 @@ static void two_events(struct sample *sample)
 
     sample->first_byte = first_byte_of_answer(&connection, sample->answer, &used);
     read_rest(connection, sample->answer, used);
-    sample->end = now();
+    sample->end = clock_ns(CLOCK_MONOTONIC);
     sample->second_begin = sample->end;
     sample->second = first_byte_of_answer(&connection, dropped, &used);
     read_rest(connection, dropped, used);
@@ -296,13 +266,13 @@ static void restore(struct sample *sample, int resume)
     pid_t child;
 
     alarm(LIMIT_S);
-    sample->begin = now();
+    sample->begin = clock_ns(CLOCK_MONOTONIC);
     child = spawn_with_api(NULL);
     wait_for_name(watch, API);
     api = connect_to(API);
-    sample->api = now();
+    sample->api = clock_ns(CLOCK_MONOTONIC);
     request(api, "PUT", "/snapshot/load", resume ? LOAD_REQUEST("true") : LOAD_REQUEST("false"));
-    sample->guest = sample->first_byte = sample->end = now();
+    sample->guest = sample->first_byte = sample->end = clock_ns(CLOCK_MONOTONIC);
     if (resume)
         two_events(sample);
     close(api);
@@ -325,10 +295,10 @@ static void cold(struct sample *sample)
     pid_t child;
 
     alarm(LIMIT_S);
-    sample->begin = now();
+    sample->begin = clock_ns(CLOCK_MONOTONIC);
     child = spawn_without_api("vm.json");
     wait_until_ready(ready);
-    sample->guest = now();
+    sample->guest = clock_ns(CLOCK_MONOTONIC);
     two_events(sample);
     close(ready);
     end(child);

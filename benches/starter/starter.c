@@ -20,19 +20,14 @@
  *
  * It is small and static, so that spawning costs what it costs a small program: no copied page tables, no relocations. */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <fcntl.h>
 #include <spawn.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "../common/json.h"
+#include "../common/program.h"
 
 enum {
     COMMANDS_MAX = 8,
@@ -45,31 +40,6 @@ struct sample {
     uint64_t first_byte_unix;        /* CLOCK_REALTIME, ns */
     char answer[ANSWER_MAX + 1], errors[ERRORS_MAX + 1];
 };
-
-static void die(const char *what)
-{
-    fprintf(stderr, "starter: cannot %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
-static uint64_t now(clockid_t clock)
-{
-    struct timespec time;
-
-    clock_gettime(clock, &time);
-    return (uint64_t)time.tv_sec * 1000000000 + (uint64_t)time.tv_nsec;
-}
-
-/* xorshift64: pauses must be spread, not unpredictable, and a run can be repeated. */
-static uint64_t random_below(uint64_t bound)
-{
-    static uint64_t state = 0x9e3779b97f4a7c15;
-
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return state % bound;
-}
 
 static void pause_below(uint64_t us)
 {
@@ -152,18 +122,18 @@ static void measure(char **command, struct sample *sample)
 
     open_pipe(output);
     open_pipe(errors);
-    sample->begin = now(CLOCK_MONOTONIC);
+    sample->begin = clock_ns(CLOCK_MONOTONIC);
     child = spawn(command, output[1], errors[1]);
     close(output[1]);
     close(errors[1]);
     first = read_some(output[0], sample->answer, ANSWER_MAX);
-    sample->first_byte = now(CLOCK_MONOTONIC);
-    sample->first_byte_unix = now(CLOCK_REALTIME);
+    sample->first_byte = clock_ns(CLOCK_MONOTONIC);
+    sample->first_byte_unix = clock_ns(CLOCK_REALTIME);
     if (first > 0)
         read_rest(output[0], sample->answer, first, ANSWER_MAX);
     if (waitpid(child, &status, 0) != child)
         die("wait for the program");
-    sample->end = now(CLOCK_MONOTONIC);
+    sample->end = clock_ns(CLOCK_MONOTONIC);
     wait_for_descendants();
     /* Less than a pipe holds, so nobody waited for this to be read. */
     read_rest(errors[0], sample->errors, 0, ERRORS_MAX);
