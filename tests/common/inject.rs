@@ -25,8 +25,8 @@ pub enum Outcome {
     Killed(i32),
 }
 
-/// Length of the `syscall` instruction.
-const SYSCALL_LEN: u64 = 2;
+/// The `syscall` instruction.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 /// Has a thread that waits in a system call, as all of ours do, make another one, then go on as if nothing had been.
 #[track_caller]
@@ -60,12 +60,19 @@ fn stopped_in_call(thread: Pid) -> user_regs_struct {
         ptrace::interrupt(thread).unwrap();
         wait(thread);
         let registers = ptrace::getregs(thread).unwrap();
-        if registers.orig_rax != u64::MAX {
+        // A fault of the processor leaves something in that register too.
+        if registers.orig_rax != u64::MAX && code_before(thread, registers.rip) == SYSCALL {
             return registers;
         }
         ptrace::cont(thread, None).unwrap();
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+fn code_before(thread: Pid, rip: u64) -> [u8; 2] {
+    let word = ptrace::read(thread, (rip - SYSCALL.len() as u64) as ptrace::AddressType).unwrap();
+    let [first, second, ..] = word.to_le_bytes();
+    [first, second]
 }
 
 fn wait(thread: Pid) -> WaitStatus {
@@ -76,7 +83,7 @@ fn calling(before: &user_regs_struct, call: &Call) -> user_regs_struct {
     let argument = |index: usize| call.arguments.get(index).copied().unwrap_or(0);
     user_regs_struct {
         // Where it waits the instruction that brought it there is the one before.
-        rip: before.rip - SYSCALL_LEN,
+        rip: before.rip - SYSCALL.len() as u64,
         rax: call.number.cast_unsigned(),
         // Or the kernel would begin the interrupted call anew.
         orig_rax: u64::MAX,
