@@ -84,8 +84,8 @@ impl Group {
 pub const GROUPS: [Group; 24] = [
     // Ten bakes of a busy guest one after the other, twice.
     Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
-    // Many clones, agents that fail to answer, each waited for.
-    Group::new("clones_unique", Place::Linux, 400).faults(),
+    // Agents that fail to answer, each waited for; with --full, a thousand clones.
+    Group::new("clones_unique", Place::Linux, 1000).faults(),
     // Bundles for two clock sources, and clones that wait for a timer.
     Group::new("clones_time", Place::Rig, 600),
     // The client's imports and several bundles of it.
