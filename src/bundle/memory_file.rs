@@ -33,7 +33,8 @@ pub struct MemoryWriter<'a> {
 
 impl<'a> MemoryWriter<'a> {
     pub(super) fn new(draft: &'a mut Draft, memory_bytes: u64, tsc_khz: u32) -> Result<Self, DraftError> {
-        let builder = Builder::new(&machine_state(memory_bytes, 0, tsc_khz), Granule::DEFAULT)?;
+        let builder =
+            Builder::new(&machine_state(memory_bytes, 0, tsc_khz), Granule::for_memory(memory_bytes))?;
         let file = draft.create_memory()?;
         file.set_len(memory_bytes).map_err(|source| DraftError::write(names::MEMORY, source))?;
         Ok(MemoryWriter { draft, file, builder, len: memory_bytes, content: 0 })
