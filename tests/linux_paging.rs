@@ -50,6 +50,19 @@ fn a_clone_whose_answer_was_recorded_hardly_faults() {
     assert!(without > 200 && with * 5 < without, "{with} with prefetching, {without} without");
 }
 
+#[test]
+fn a_verified_clone_whose_answer_was_recorded_brings_that_in_and_hardly_faults_either() {
+    let bundle = shell();
+    let checked = ["--verify", "touched"];
+    let (with, without) =
+        (faults(&bundle, &checked), faults(&bundle, &[&checked[..], &["--prefetch", "none"]].concat()));
+    assert!(without > 200 && with * 5 < without, "{with} with prefetching, {without} without");
+    let set = finish(ember(["inspect", "--json"]).arg(&bundle)).succeeds().json();
+    let told = run(&bundle, "echo", &[&checked[..], &["--json"]].concat()).succeeds().json();
+    let ahead = told["paging"]["prefetched_bytes"].as_u64().unwrap();
+    assert!(ahead > 0 && ahead <= set["working_set"]["bytes"].as_u64().unwrap(), "{told} {set}");
+}
+
 /// A control group with a limit of memory, to be removed.
 struct Group(PathBuf);
 
@@ -87,11 +100,14 @@ fn a_limit_of_memory_stops_the_prefetch_and_not_the_clone() {
     let right = run(&bundle, "read 100 10 1", &[]).succeeds().text().to_owned();
     let path = bundle.to_str().unwrap();
     let group = Group::new("ember-test-limit", 20 << 20);
-    group.ember(&["run", path, "--event-text", "read 100 10 1"]).answers(&right);
-    let told = group.ember(&["run", path, "--event-text", "read 100 10 1", "--json"]).succeeds().json();
-    assert_eq!(told["paging"]["prefetch_cut_short"], true, "{told}");
-    let copied = told["paging"]["prefetched_bytes"].as_u64().unwrap();
-    assert!(copied < 12 << 20, "{told}");
+    for paging in ["mmap", "uffd"] {
+        let run = ["run", path, "--event-text", "read 100 10 1", "--paging", paging];
+        group.ember(&run).answers(&right);
+        let told = group.ember(&[&run[..], &["--json"]].concat()).succeeds().json();
+        assert_eq!(told["paging"]["prefetch_cut_short"], true, "{told}");
+        let copied = told["paging"]["prefetched_bytes"].as_u64().unwrap();
+        assert!(copied < 12 << 20, "{told}");
+    }
 }
 
 /// A file system in a file, behind a loop device.

@@ -76,6 +76,14 @@ static void open_pipe(int ends[2])
         die("make a pipe");
 }
 
+/* A pipe that holds all that is kept of standard error: it is read after the end, and no program may wait for that. */
+static void open_large_pipe(int ends[2])
+{
+    open_pipe(ends);
+    if (fcntl(ends[1], F_SETPIPE_SZ, ERRORS_MAX) < 0)
+        die("enlarge a pipe");
+}
+
 /* Adds the words NAME=VALUE in front of the program to the environment, or takes them out again; tells where the program is. */
 static char **set_environment(char **words, int add)
 {
@@ -121,7 +129,7 @@ static void measure(char **command, struct sample *sample)
     pid_t child;
 
     open_pipe(output);
-    open_pipe(errors);
+    open_large_pipe(errors);
     sample->begin = clock_ns(CLOCK_MONOTONIC);
     child = spawn(command, output[1], errors[1]);
     close(output[1]);
@@ -135,7 +143,7 @@ static void measure(char **command, struct sample *sample)
         die("wait for the program");
     sample->end = clock_ns(CLOCK_MONOTONIC);
     wait_for_descendants();
-    /* Less than a pipe holds, so nobody waited for this to be read. */
+    /* Less than the pipe holds, so nobody waited for this to be read. */
     read_rest(errors[0], sample->errors, 0, ERRORS_MAX);
     close(output[0]);
     close(errors[0]);

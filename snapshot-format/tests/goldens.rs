@@ -52,8 +52,10 @@ fn describe(golden: &Path) -> String {
         let (machine, function) = (&manifest.machine, &manifest.function);
         writeln!(text, "manifest: {} MiB, {} vCPUs", machine.memory_bytes >> 20, machine.vcpus).unwrap();
         writeln!(text, "  {:?} {:?}", function.interface, function.command).unwrap();
-        let (granule, zero) = (index.granule().bytes(), index.count(|place| place == Place::Zero));
-        writeln!(text, "index: {} chunks of {granule} bytes, {zero} zero", index.chunk_count()).unwrap();
+        let (granule, zero) =
+            (index.map().granule().bytes(), index.map().count(|place| place == Place::Zero));
+        writeln!(text, "index: {} chunks of {granule} bytes, {zero} zero", index.map().chunk_count())
+            .unwrap();
     }
     text
 }
@@ -127,7 +129,7 @@ fn whole_bundles_unpack_to_what_manifest_and_index_say() {
         let index = MemoryIndex::decode(&fs::read(bundle.path().join(names::INDEX)).unwrap()).unwrap();
         let memory = fs::read(bundle.path().join(names::MEMORY)).unwrap();
         for (number, chunk) in index.chunks() {
-            let (start, len) = index.extent(number).unwrap();
+            let (start, len) = index.map().extent(number).unwrap();
             let content = &memory[usize::try_from(start).unwrap()..usize::try_from(start + len).unwrap()];
             assert_eq!(crc64(content), chunk.crc, "chunk {number}");
         }

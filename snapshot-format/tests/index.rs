@@ -27,8 +27,9 @@ fn sealed(mut bytes: Vec<u8>, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
 
 /// Length of the index of a 256 MiB guest with content in the chunks that `has_content` names.
 fn index_len(has_content: impl Fn(u64) -> bool) -> usize {
-    let granule = Granule::DEFAULT.bytes();
-    let mut builder = Builder::new(&machine(256 << 20), Granule::DEFAULT).unwrap();
+    let granule = Granule::for_memory(256 << 20);
+    let mut builder = Builder::new(&machine(256 << 20), granule).unwrap();
+    let granule = granule.bytes();
     for number in (0..(256 << 20) / granule).filter(|number| has_content(*number)) {
         builder.add(number * granule, &[1]).unwrap();
     }
@@ -36,10 +37,19 @@ fn index_len(has_content: impl Fn(u64) -> bool) -> usize {
 }
 
 #[test]
-fn a_guest_of_256_mib_has_a_small_index_whatever_is_in_it() {
+fn the_index_of_a_guest_of_256_mib_is_as_long_as_what_is_in_it_demands() {
     assert_eq!(index_len(|_| false), RUNS + RUN);
-    assert_eq!(index_len(|_| true), RUNS + RUN + (32 << 10));
-    assert_eq!(index_len(|number| number % 2 == 0), RUNS + (80 << 10));
+    assert_eq!(index_len(|_| true), RUNS + RUN + (512 << 10));
+    assert_eq!(index_len(|number| number % 2 == 0), RUNS + (1280 << 10));
+}
+
+#[test]
+fn a_large_memory_gets_large_chunks_and_a_bounded_index() {
+    let granule = |memory_len: u64| Granule::for_memory(memory_len).bytes();
+    assert_eq!((granule(2 << 20), granule(512 << 20), granule((512 << 20) + 4096)), (4096, 4096, 8192));
+    assert_eq!((granule(4 << 30), granule(MEMORY_MAX)), (32 << 10, 64 << 10));
+    let chunks = |memory_len: u64| memory_len.div_ceil(granule(memory_len));
+    assert!((1..=8192).all(|mib: u64| chunks(mib << 20) <= 131_072));
 }
 
 #[test]
@@ -52,8 +62,8 @@ fn chunks_are_found_by_number_and_there_is_none_behind_the_last() {
     });
     let last = [[0; 4080].as_slice(), &[9; 16]].concat();
     assert_eq!(index.chunk(511), Some(Chunk { place: Place::Here, crc: crc64(&last) }));
-    assert_eq!((index.chunk(512), index.chunk(u32::MAX), index.extent(512)), (None, None, None));
-    assert_eq!(index.count(|place| place == Place::Here), 12);
+    assert_eq!((index.chunk(512), index.chunk(u32::MAX), index.map().extent(512)), (None, None, None));
+    assert_eq!(index.map().count(|place| place == Place::Here), 12);
 }
 
 #[test]
@@ -62,7 +72,7 @@ fn the_last_chunk_may_be_short() {
     let mut builder = Builder::new(&machine, Granule::MAX).unwrap();
     builder.add(MEMORY_LEN, &[5; 10]).unwrap();
     let index = MemoryIndex::decode(&builder.finish().unwrap()).unwrap();
-    assert_eq!(index.extent(32), Some((MEMORY_LEN, 4096)));
+    assert_eq!(index.map().extent(32), Some((MEMORY_LEN, 4096)));
     let content = [[5; 10].as_slice(), &[0; 4086]].concat();
     assert_eq!(index.chunk(32).unwrap().crc, crc64(&content));
 }
@@ -73,14 +83,14 @@ fn chunks_in_ancestors_keep_their_offsets() {
     let granule = Granule::MAX.bytes();
     assert_eq!(index.chunk(9).unwrap().place, Place::Parent { generation: 1, offset: 9 * granule });
     assert_eq!(index.chunk(23).unwrap().place, Place::Parent { generation: 2, offset: 24 * granule });
-    assert_eq!(index.runs().count(), 4);
+    assert_eq!(index.map().runs().count(), 4);
 }
 
 #[test]
 fn an_index_is_bound_to_its_machine() {
     let index = MemoryIndex::decode(&index(Granule::MAX)).unwrap();
-    assert_eq!(index.check_machine(&machine(MEMORY_LEN)), Ok(()));
-    let differs = |machine: &MachineState| match index.check_machine(machine) {
+    assert_eq!(index.map().check_machine(&machine(MEMORY_LEN)), Ok(()));
+    let differs = |machine: &MachineState| match index.map().check_machine(machine) {
         Err(IndexError::Machine { what }) => what,
         other => panic!("{other:?}"),
     };

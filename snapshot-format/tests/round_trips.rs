@@ -113,7 +113,7 @@ proptest! {
         }
         let bytes = encoder.finish().unwrap();
         let index = MemoryIndex::decode(&bytes).unwrap();
-        index.check_machine(&machine).unwrap();
+        index.map().check_machine(&machine).unwrap();
         let read: Vec<Chunk> = index.chunks().map(|(_, chunk)| chunk).collect();
         prop_assert_eq!(read, chunks);
         prop_assert_eq!(index.encode().unwrap(), bytes);
@@ -133,7 +133,7 @@ proptest! {
         }
         let index = MemoryIndex::decode(&builder.finish().unwrap()).unwrap();
         for (number, chunk) in index.chunks() {
-            let (start, len) = index.extent(number).unwrap();
+            let (start, len) = index.map().extent(number).unwrap();
             let content = &memory[usize::try_from(start).unwrap()..usize::try_from(start + len).unwrap()];
             let place = if zero::is_zero(content) { Place::Zero } else { Place::Here };
             prop_assert_eq!(chunk, Chunk { place, crc: crc64(content) });

@@ -28,21 +28,31 @@ impl Bundle {
     /// The index is refused, says that this bundle does not hold all of the memory, or no descriptor is left.
     pub fn chunks(&self, check: bool) -> Result<MemoryChunks, OpenError> {
         let index = self.index()?;
-        let file = self.memory_of(&index)?;
+        let file = self.memory_of(index.map())?;
         let read = |source| OpenError::Read { name: names::MEMORY.to_owned(), source };
         Ok(MemoryChunks { file: file.try_clone().map_err(read)?, index, check })
     }
 }
 
+impl MemoryChunks {
+    /// Another handle on the `memory` file.
+    ///
+    /// # Errors
+    /// No descriptor is left.
+    pub fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
+    }
+}
+
 impl ChunkSource for MemoryChunks {
     fn granule(&self) -> u64 {
-        self.index.granule().bytes()
+        self.index.map().granule().bytes()
     }
 
     fn content(&self) -> Vec<Range<u64>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
-        for run in self.index.runs().filter(|run| run.place != Place::Zero) {
-            let next = span(&run, &self.index);
+        for run in self.index.map().runs().filter(|run| run.place != Place::Zero) {
+            let next = span(&run, self.index.map());
             match ranges.last_mut().filter(|last| last.end == next.start) {
                 Some(last) => last.end = next.end,
                 None => ranges.push(next),
@@ -83,7 +93,7 @@ impl MemoryChunks {
     /// Whether a chunk has the length and the checksum that the index says.
     fn is_right(&self, offset: u64, chunk: &[u8]) -> bool {
         let number = u32::try_from(offset / self.granule()).unwrap_or(u32::MAX);
-        self.index.extent(number) == Some((offset, chunk.len() as u64))
+        self.index.map().extent(number) == Some((offset, chunk.len() as u64))
             && self.index.chunk(number).is_some_and(|expected| expected.crc == crc64(chunk))
     }
 }

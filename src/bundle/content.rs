@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
-use snapshot_format::index::{MemoryIndex, Place, Run};
+use snapshot_format::index::{MemoryMap, Place, Run};
 
 use super::names;
 use super::open::{Bundle, OpenError};
@@ -17,15 +17,15 @@ impl Bundle {
     /// # Errors
     /// The index is refused, or the file cannot be looked at.
     pub fn content(&self) -> Result<Vec<Range<u64>>, OpenError> {
-        let (index, file) = (self.index()?, &self.plain(names::MEMORY)?.file);
-        content_of(file, &index).map_err(|source| OpenError::Read { name: names::MEMORY.to_owned(), source })
+        let (map, file) = (self.memory_map()?, &self.plain(names::MEMORY)?.file);
+        content_of(file, &map).map_err(|source| OpenError::Read { name: names::MEMORY.to_owned(), source })
     }
 }
 
-fn content_of(file: &File, index: &MemoryIndex) -> io::Result<Vec<Range<u64>>> {
+fn content_of(file: &File, map: &MemoryMap) -> io::Result<Vec<Range<u64>>> {
     let mut ranges = Vec::new();
-    for run in index.runs().filter(|run| run.place != Place::Zero) {
-        let span = span(&run, index);
+    for run in map.runs().filter(|run| run.place != Place::Zero) {
+        let span = span(&run, map);
         let mut at = span.start;
         while let Some(data) = next_data(file, at, span.end)? {
             at = data.end;
@@ -36,10 +36,10 @@ fn content_of(file: &File, index: &MemoryIndex) -> io::Result<Vec<Range<u64>>> {
 }
 
 /// Where a run begins and ends in the `memory` file.
-pub(super) fn span(run: &Run, index: &MemoryIndex) -> Range<u64> {
-    let granule = index.granule().bytes();
+pub(super) fn span(run: &Run, map: &MemoryMap) -> Range<u64> {
+    let granule = map.granule().bytes();
     let end = (u64::from(run.first) + u64::from(run.count)) * granule;
-    u64::from(run.first) * granule..end.min(index.memory_len())
+    u64::from(run.first) * granule..end.min(map.memory_len())
 }
 
 /// The next bytes that the file system stores, from `at` on and before `end`; `None` when only a hole is left. A file system

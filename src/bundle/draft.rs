@@ -6,6 +6,7 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::ScopedJoinHandle;
 
 use sha2::{Digest, Sha256};
 use snapshot_format::index::BuildError;
@@ -420,13 +421,13 @@ impl Draft {
     }
 
     fn sync(&self) -> Result<Vec<FinishedFile>, DraftError> {
-        let sync = |(name, written): (&String, &Written)| {
-            let failed = |source| DraftError::write(name, source);
-            written.file.sync_all().map_err(failed)?;
-            let metadata = written.file.metadata().map_err(failed)?;
-            Ok(FinishedFile { name: name.clone(), len: metadata.len(), allocated: metadata.blocks() * 512 })
-        };
-        self.files.iter().map(sync).collect()
+        // At once: a file system writes its journal once for all that wait for it.
+        std::thread::scope(|scope| {
+            let start = |file| std::thread::Builder::new().spawn_scoped(scope, move || File::sync_all(file));
+            let threads: Vec<_> = self.files.values().map(|written| start(&written.file)).collect();
+            let files = self.files.iter().zip(threads);
+            files.map(|((name, written), thread)| written.synced(name, thread)).collect()
+        })
     }
 
     /// Nothing gets its name that `run` would refuse.
@@ -438,6 +439,21 @@ impl Draft {
 }
 
 impl Written {
+    /// The file once the thread that syncs it has done so; without one it is synced here.
+    fn synced(
+        &self,
+        name: &str,
+        thread: io::Result<ScopedJoinHandle<'_, io::Result<()>>>,
+    ) -> Result<FinishedFile, DraftError> {
+        let failed = |source| DraftError::write(name, source);
+        let ended = |_| Err(io::Error::other("the thread that syncs the file ended"));
+        thread
+            .map_or_else(|_| self.file.sync_all(), |thread| thread.join().unwrap_or_else(ended))
+            .map_err(failed)?;
+        let metadata = self.file.metadata().map_err(failed)?;
+        Ok(FinishedFile { name: name.to_owned(), len: metadata.len(), allocated: metadata.blocks() * 512 })
+    }
+
     fn entry(&self, name: &str) -> Result<FileEntry, DraftError> {
         let failed = |source| DraftError::write(name, source);
         let len = self.file.metadata().map_err(failed)?.len();

@@ -160,14 +160,14 @@ impl Bundle {
     }
 
     fn memory_summary(&self) -> Result<MemorySummary, OpenError> {
-        let index = self.index()?;
+        let map = self.memory_map()?;
         Ok(MemorySummary {
-            bytes: index.memory_len(),
-            granule: index.granule().bytes(),
-            zero_chunks: index.count(|place| place == Place::Zero),
-            content_chunks: index.count(|place| place == Place::Here),
-            parent_chunks: index.count(|place| matches!(place, Place::Parent { .. })),
-            tsc_khz: index.tsc_khz(),
+            bytes: map.memory_len(),
+            granule: map.granule().bytes(),
+            zero_chunks: map.count(|place| place == Place::Zero),
+            content_chunks: map.count(|place| place == Place::Here),
+            parent_chunks: map.count(|place| matches!(place, Place::Parent { .. })),
+            tsc_khz: map.tsc_khz(),
         })
     }
 

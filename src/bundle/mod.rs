@@ -15,6 +15,7 @@ mod open;
 mod tests;
 mod verify;
 mod workplace;
+mod writeback;
 
 pub use chunks::MemoryChunks;
 pub use draft::{Draft, DraftError, Finished, FinishedFile, Sharing};

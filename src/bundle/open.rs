@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use snapshot_format::index::{IndexError, MemoryIndex, Place};
+use snapshot_format::index::{IndexError, MemoryIndex, MemoryMap, Place};
 use snapshot_format::manifest::{FileEntry, MANIFEST_MAX, Manifest, ManifestError, Parent, names};
 use snapshot_format::state::{DecodeError, FormatVersion, Reader};
 
@@ -260,14 +261,28 @@ impl Bundle {
     /// # Errors
     /// The file is damaged, or belongs to another machine.
     pub fn index(&self) -> Result<MemoryIndex, OpenError> {
-        let index = MemoryIndex::decode(&self.read(names::INDEX)?)?;
-        let machine = &self.manifest.machine;
-        index.check_machine(&machine_state(
-            machine.memory_bytes,
-            machine.vcpus,
-            self.manifest.cpu.tsc_khz,
-        ))?;
+        let file = self.plain(names::INDEX)?;
+        let index =
+            MemoryIndex::read(index_len(file), |offset, into: &mut [u8]| read_index(file, offset, into))?;
+        self.check_machine(index.map())?;
         Ok(index)
+    }
+
+    /// What the memory index says of where the memory is, without its checksums of content; checked like [`index`](Self::index).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn memory_map(&self) -> Result<MemoryMap, OpenError> {
+        let file = self.plain(names::INDEX)?;
+        let map = MemoryMap::read(index_len(file), |offset, into: &mut [u8]| read_index(file, offset, into))?;
+        self.check_machine(&map)?;
+        Ok(map)
+    }
+
+    fn check_machine(&self, map: &MemoryMap) -> Result<(), IndexError> {
+        let machine = &self.manifest.machine;
+        let tsc_khz = self.manifest.cpu.tsc_khz;
+        map.check_machine(&machine_state(machine.memory_bytes, machine.vcpus, tsc_khz))
     }
 
     /// The guest's memory, as long as the manifest says, once its index has been found good.
@@ -275,12 +290,12 @@ impl Bundle {
     /// # Errors
     /// The index is refused, or says that this bundle does not hold all of the memory.
     pub fn memory(&self) -> Result<&File, OpenError> {
-        self.memory_of(&self.index()?)
+        self.memory_of(&self.memory_map()?)
     }
 
-    /// The guest's memory, whose index is `index`.
-    pub(super) fn memory_of(&self, index: &MemoryIndex) -> Result<&File, OpenError> {
-        match index.count(|place| matches!(place, Place::Parent { .. })) {
+    /// The guest's memory, of which `map` is.
+    pub(super) fn memory_of(&self, map: &MemoryMap) -> Result<&File, OpenError> {
+        match map.count(|place| matches!(place, Place::Parent { .. })) {
             0 => Ok(&self.plain(names::MEMORY)?.file),
             chunks => Err(OpenError::Parent { chunks }),
         }
@@ -371,6 +386,16 @@ impl Bundle {
         }
         file.read().map_err(|source| OpenError::Read { name: name.to_owned(), source })
     }
+}
+
+/// The manifest bounds it.
+fn index_len(file: &PlainFile) -> usize {
+    usize::try_from(file.len).unwrap_or(usize::MAX)
+}
+
+fn read_index(file: &PlainFile, offset: usize, into: &mut [u8]) -> Result<(), OpenError> {
+    let done = file.file.read_exact_at(into, offset as u64);
+    done.map_err(|source| OpenError::Read { name: names::INDEX.to_owned(), source })
 }
 
 /// By fstat(2): where nothing can be opened any more statx(2) is not allowed either.

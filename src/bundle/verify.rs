@@ -120,8 +120,8 @@ impl Bundle {
         Ok(VerifyReport {
             files: self.manifest().files.len() + 1,
             bytes: total,
-            content_chunks: index.count(|place| place != Place::Zero),
-            zero_chunks: index.count(|place| place == Place::Zero),
+            content_chunks: index.map().count(|place| place != Place::Zero),
+            zero_chunks: index.map().count(|place| place == Place::Zero),
         })
     }
 
@@ -162,10 +162,10 @@ fn sha256(file: &File, len: u64, advance: &mut impl FnMut(u64)) -> io::Result<St
 }
 
 fn check_memory(file: &File, index: &MemoryIndex, advance: &mut impl FnMut(u64)) -> Result<(), VerifyError> {
-    for run in index.runs() {
+    for run in index.map().runs() {
         match run.place {
             Place::Zero => {
-                let zeros = span(&run, index);
+                let zeros = span(&run, index.map());
                 check_zero(file, zeros.start, zeros.end)?;
                 advance(zeros.end - zeros.start);
             }
@@ -184,7 +184,9 @@ fn check_content(
 ) -> Result<(), VerifyError> {
     let mut buffer = Vec::new();
     for number in run.first..run.first.saturating_add(run.count) {
-        let (Some((offset, len)), Some(chunk)) = (index.extent(number), index.chunk(number)) else { break };
+        let (Some((offset, len)), Some(chunk)) = (index.map().extent(number), index.chunk(number)) else {
+            break;
+        };
         buffer.resize(usize::try_from(len).unwrap_or(STEP), 0);
         file.read_exact_at(&mut buffer, offset)?;
         if crc64(&buffer) != chunk.crc {

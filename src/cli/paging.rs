@@ -93,14 +93,18 @@ impl ToldPaging {
             (verify, _) => verify.to_owned(),
         };
         let mut line = format!("paging: {}{choice}, verified: {checked}", self.backend);
+        let cut = if self.prefetch_cut_short { ", cut short by a memory limit" } else { "" };
         if self.backend == "uffd" {
             line += &format!(
-                ", {} faults served, {} bytes copied, {} zeroed, {} ahead of faults",
-                self.uffd_faults, self.copied_bytes, self.zeroed_bytes, self.prefetched_bytes
+                ", {} faults served, {} bytes copied, {} zeroed, {} ahead of faults, {} pages mapped{cut}",
+                self.uffd_faults,
+                self.copied_bytes,
+                self.zeroed_bytes,
+                self.prefetched_bytes,
+                self.mapped_pages
             );
         }
         if self.backend == "mmap" && self.prefetched_bytes + self.read_ahead_bytes > 0 {
-            let cut = if self.prefetch_cut_short { ", cut short by a memory limit" } else { "" };
             let wasted = self.wasted_pages.map_or(String::new(), |pages| format!(" ({pages} pages in vain)"));
             line += &format!(
                 ", {} bytes copied ahead{wasted}, {} asked of the disk, {} pages mapped{cut}",

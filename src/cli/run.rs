@@ -189,7 +189,7 @@ impl Run<'_> {
         // First: what it leaves of memory is asked when the rest is opened.
         let cell = cell.bounded(self.args.limits.bound()?);
         let options = options.with_door_open()?;
-        let opened = vm::Opened::new(self.bundle, cell.vcpus())?.with_hints(self.bundle, options.prefetch);
+        let opened = vm::Opened::new(self.bundle, cell.vcpus())?.with_hints(self.bundle, &options);
         let inside = self.enter(cell, timeline)?;
         let generation = message.generation;
         let mut machine =

@@ -24,7 +24,7 @@ pub use mapping::{
 };
 pub use prefetch::{Expected, Late, Prefetched, copy_written, read_ahead, unchanged_pages, within};
 pub use program::Program;
-pub use source::{ChunkError, ChunkSource};
+pub use source::{ChunkError, ChunkSource, chunks_around};
 pub use uffd::{
     Door, OnFailure, OnStart, PagedError, Pager, PagerError, PagerStatistics, RecordError, Recorder, Touch,
     UffdError, lazy_paging, paged, recorded,

@@ -48,6 +48,28 @@ impl Expected {
         self.read.iter().chain(&self.written).chain(&self.late_read).chain(&self.late_written)
     }
 
+    /// As a pager is to bring it in: read and written alike, because all is copied, within what a memory limit leaves (`most` bytes).
+    /// Tells whether that left out something that is touched before the answer begins.
+    #[must_use]
+    pub fn for_pager(self, most: Option<u64>) -> (Self, bool) {
+        let mut left = most.unwrap_or(u64::MAX).min(COPIED_MAX);
+        let mut fitting = |mut ranges: Vec<Range<u64>>| {
+            let all = ranges.len();
+            ranges.sort_unstable_by_key(|range| range.start);
+            let fits = |range: &Range<u64>| {
+                let rest = left.checked_sub(range.end - range.start);
+                left = rest.unwrap_or(0);
+                rest.is_some()
+            };
+            let ranges: Vec<_> = ranges.into_iter().take_while(fits).collect();
+            let is_cut = ranges.len() < all;
+            (ranges, is_cut)
+        };
+        let (read, cut_short) = fitting([self.read, self.written].concat());
+        let (late_read, _) = fitting([self.late_read, self.late_written].concat());
+        (Expected { read, late_read, ..Expected::default() }, cut_short)
+    }
+
     /// Without those of the written ranges that [`copy_written`] left out.
     #[must_use]
     pub fn as_copied(mut self, done: &Prefetched) -> Self {
@@ -255,6 +277,24 @@ mod tests {
         let mut page = [0; 4096];
         file.read_exact_at(&mut page, 8192).unwrap();
         assert_eq!(page[0], 7);
+    }
+
+    #[test]
+    fn a_pager_brings_in_what_is_read_and_written_in_the_file_s_order_and_within_the_budget() {
+        let page = |number: u64| number * 4096..(number + 1) * 4096;
+        let expected = Expected {
+            read: vec![page(1), page(7)],
+            written: vec![page(3)],
+            late_read: vec![page(9)],
+            late_written: vec![page(8)],
+        };
+        let (all, cut) = expected.clone().for_pager(None);
+        assert_eq!((all.read, all.late_read), (vec![page(1), page(3), page(7)], vec![page(8), page(9)]));
+        assert!(all.written.is_empty() && all.late_written.is_empty() && !cut);
+        let (some, cut) = expected.clone().for_pager(Some(4 * 4096));
+        assert_eq!((some.read.len(), some.late_read, cut), (3, vec![page(8)], false));
+        let (few, cut) = expected.for_pager(Some(2 * 4096));
+        assert_eq!((few.read, few.late_read.len(), cut), (vec![page(1), page(3)], 0, true));
     }
 
     #[test]

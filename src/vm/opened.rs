@@ -16,7 +16,7 @@ use crate::memory::{self, GuestMemory, OnStart};
 use super::machine::Shape;
 use super::prefetch::Hints;
 use super::shell::Shell;
-use super::start::StartError;
+use super::start::{RestoreOptions, StartError};
 
 /// The host's KVM, and how threads that run a guest on it are confined.
 #[derive(Debug)]
@@ -133,8 +133,8 @@ impl Opened {
 
     /// Adds what is known of what a clone of `bundle` will touch.
     #[must_use]
-    pub fn with_hints(self, bundle: &Bundle, prefetch: Prefetch) -> Self {
-        Opened { hints: Hints::of(bundle, prefetch).with_host(prefetch), ..self }
+    pub fn with_hints(self, bundle: &Bundle, options: &RestoreOptions) -> Self {
+        Opened { hints: Hints::of(bundle, options.prefetch).with_host(options), ..self }
     }
 
     /// A shell, and what somebody else has opened for it. It can open nothing itself: it looks for no huge pages and knows of no

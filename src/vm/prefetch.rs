@@ -1,27 +1,32 @@
 //! What is brought in of a clone's memory before its first instruction.
 
-use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
 
 use snapshot_format::working_set::PageRange;
 
 use crate::bundle::Bundle;
-use crate::config::{Prefetch, Verify};
+use crate::config::{Backend, Prefetch, Verify};
 use crate::kvm::KvmVcpu;
-use crate::memory::{self, ChunkError, ChunkSource, Expected, GuestMemory, Late, OnStart, Prefetched};
+use crate::memory::{self, ChunkError, ChunkSource, Expected, GuestMemory, Late, OnStart, Pager, Prefetched};
 
 use super::start::{RestoreOptions, Source, StartError};
 
 /// So little is copied without asking what a memory limit leaves: the guest is about to write it in any case.
 const UNASKED_MAX: u64 = 4 << 20;
 
+/// How long a pager leaves what is touched late alone: whoever reads the answer needs the processor first.
+const LATE: Duration = Duration::from_millis(1);
+
 /// What is known ahead of what an answer will touch. The default knows nothing.
 #[derive(Debug, Default)]
 pub(super) struct Hints {
     expected: Option<Expected>,
-    /// /proc/self/pagemap, which tells of huge pages. Without it none are looked for.
+    /// /proc/self/pagemap, which tells of huge pages. Without it none are looked for, as in memory that a pager fills: there are
+    /// none, and to look is to touch it.
     pagemap: Option<File>,
     /// Most bytes that may be copied under a memory limit.
     copied_max: Option<u64>,
@@ -35,11 +40,18 @@ impl Hints {
     }
 
     /// Adds what the host tells of it, for a process that will be able to open nothing.
-    pub(super) fn with_host(mut self, prefetch: Prefetch) -> Self {
-        if let Some(expected) = self.expected.as_ref().filter(|_| prefetch == Prefetch::All) {
-            let written = expected.written.iter().chain(&expected.late_written);
-            let bytes: u64 = written.map(|range| range.end - range.start).sum();
-            self.pagemap = File::open("/proc/self/pagemap").ok();
+    pub(super) fn with_host(mut self, options: &RestoreOptions) -> Self {
+        let backend = options.paging.backend(options.verify);
+        // A pager copies what is only read, too.
+        let is_copied = options.prefetch == Prefetch::All || backend == Backend::Uffd;
+        if let Some(expected) = self.expected.as_ref().filter(|_| is_copied) {
+            let bytes =
+                |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+            let written = bytes(&expected.written) + bytes(&expected.late_written);
+            let read = bytes(&expected.read) + bytes(&expected.late_read);
+            let bytes = written + if backend == Backend::Uffd { read } else { 0 };
+            self.pagemap =
+                (backend == Backend::Mmap).then(|| File::open("/proc/self/pagemap").ok()).flatten();
             self.copied_max = (bytes > UNASKED_MAX).then(memory::free_bytes).flatten();
         }
         self
@@ -56,6 +68,8 @@ pub struct Ahead {
     is_mapped: bool,
     /// What the thread that copies late does first; without it there is none.
     late: Option<OnStart>,
+    /// The pager that brings it in, and what tells of its arrival.
+    pager: Option<(Pager, Receiver<()>)>,
     done: Prefetched,
 }
 
@@ -94,29 +108,42 @@ impl Ahead {
                     self.is_mapped = self.done.read_ahead == 0;
                 }
             }
-            Source::Pager(pager) => {
-                let ranges = expected.all().cloned();
-                // It goes on beside the guest, whose own faults come first; nobody waits for it.
-                pager.prefetch(ranges).map(drop).map_err(StartError::Prefetch)?;
+            Source::Pager(pager, file) => {
+                self.done = memory::read_ahead(file, &expected);
+                let (expected, cut_short) = expected.for_pager(self.hints.copied_max);
+                self.done.cut_short = cut_short;
+                let early = expected.read.iter().cloned();
+                let done = pager.prefetch(early, Duration::ZERO).map_err(StartError::Prefetch)?;
+                self.is_mapped = self.prefetch == Prefetch::All && self.done.read_ahead == 0;
+                self.pager = Some((pager.clone(), done));
+                self.hints.expected = Some(expected);
             }
         }
         Ok(self)
     }
 
-    /// Maps it for the guest, through one of its vCPUs: they share their tables. A thread waits with what comes late.
+    /// Maps it for the guest, through one of its vCPUs: they share their tables. What comes late waits, with a thread or the pager.
     pub(super) fn map(self, vcpus: &[KvmVcpu], memory: &GuestMemory) -> Done {
-        let Ahead { hints, is_mapped, late: thread, done: before, .. } = self;
+        let Ahead { hints, is_mapped, late: thread, done: before, pager, .. } = self;
         let Hints { expected, pagemap, copied_max } = hints;
-        let mut done = Done { before, copied: Vec::new(), late: None };
+        let mut done = Done { before, ..Done::default() };
         let Some(mut expected) = expected else { return done };
+        if let Some((_, arrival)) = pager.as_ref().filter(|_| is_mapped) {
+            // A pager that fails ends the process.
+            arrival.recv().unwrap_or_default();
+        }
         if let Some(vcpu) = vcpus.first().filter(|_| is_mapped) {
             done.before.mapped = memory::map_ahead(vcpu, memory, &expected, pagemap.as_ref());
-            let late = std::mem::take(&mut expected.late_written);
-            if let Some(on_start) = thread.filter(|_| !late.is_empty()) {
-                // Without a thread the guest's own faults copy it.
-                let left = copied_max.map(|most| most.saturating_sub(done.before.copied));
-                done.late = Late::new(memory.clone(), late, left, on_start).ok();
-            }
+        }
+        if let Some((pager, _)) = pager {
+            done.late = Some(Later::Pager(pager, expected.late_read));
+            return done;
+        }
+        let late_written = std::mem::take(&mut expected.late_written);
+        if let Some(on_start) = thread.filter(|_| is_mapped && !late_written.is_empty()) {
+            // Without a thread the guest's own faults copy it.
+            let left = copied_max.map(|most| most.saturating_sub(done.before.copied));
+            done.late = Late::new(memory.clone(), late_written, left, on_start).ok().map(Later::Thread);
         }
         done.copied = expected.written;
         done
@@ -129,13 +156,23 @@ pub struct Done {
     before: Prefetched,
     /// What was copied before the start.
     copied: Vec<Range<u64>>,
-    late: Option<Late>,
+    late: Option<Later>,
+}
+
+/// Who brings in what comes late.
+#[derive(Debug)]
+enum Later {
+    Thread(Late),
+    Pager(Pager, Vec<Range<u64>>),
 }
 
 impl Done {
     /// What it has come to so far.
     pub fn so_far(&self) -> Prefetched {
-        let late = self.late.as_ref().map_or(0, Late::copied);
+        let late = match &self.late {
+            Some(Later::Thread(late)) => late.copied(),
+            Some(Later::Pager(..)) | None => 0,
+        };
         Prefetched { copied: self.before.copied + late, ..self.before }
     }
 
@@ -147,10 +184,13 @@ impl Done {
         memory::unchanged_pages(memory, file, &self.copied)
     }
 
-    /// Has the thread begin.
-    pub fn begin_late(&self) {
-        if let Some(late) = &self.late {
-            late.begin();
+    /// Has what comes late brought in.
+    pub fn begin_late(&mut self) {
+        match &mut self.late {
+            Some(Later::Thread(late)) => late.begin(),
+            // A hint that cannot be given costs time and nothing else.
+            Some(Later::Pager(pager, ranges)) => drop(pager.prefetch(std::mem::take(ranges), LATE)),
+            None => {}
         }
     }
 }
@@ -172,18 +212,10 @@ fn expected(bundle: &Bundle) -> Option<Expected> {
 
 /// Checks every chunk that an expected page lies in.
 fn check(source: &dyn ChunkSource, expected: &Expected) -> Result<(), ChunkError> {
-    let granule = source.granule();
-    let chunks = |range: &Range<u64>| (range.start / granule)..range.end.div_ceil(granule);
-    let wanted: BTreeSet<u64> = expected.all().flat_map(chunks).collect();
-    let content = source.content();
-    let end = content.last().map_or(0, |range| range.end);
-    let mut buffer = vec![0; usize::try_from(granule).unwrap_or_default()];
-    for offset in wanted.into_iter().map(|chunk| chunk * granule) {
-        if !content.iter().any(|range| range.contains(&offset)) {
-            continue;
-        }
-        let len = usize::try_from((end - offset).min(granule)).unwrap_or_default();
-        source.read(offset, buffer.get_mut(..len).unwrap_or_default())?;
+    let mut buffer = Vec::new();
+    for range in memory::chunks_around(source, expected.all().cloned()) {
+        buffer.resize(usize::try_from(range.end - range.start).unwrap_or_default(), 0);
+        source.read(range.start, &mut buffer)?;
     }
     Ok(())
 }

@@ -230,15 +230,15 @@ fn saved(bundle: &Bundle, shape: Shape) -> Result<SavedMachine, StartError> {
 pub(super) enum Source<'a> {
     /// The kernel, from the mapped file.
     File(&'a File),
-    /// A thread of this process.
-    Pager(Pager),
+    /// A thread of this process, from the file.
+    Pager(Pager, File),
 }
 
 impl Source<'_> {
     fn pager(self) -> Option<Pager> {
         match self {
             Source::File(_) => None,
-            Source::Pager(pager) => Some(pager),
+            Source::Pager(pager, _) => Some(pager),
         }
     }
 }
@@ -263,10 +263,11 @@ fn clone_memory<'a>(
         Backend::Uffd => {
             let chunks = bundle.chunks(options.verify.checks_chunks())?;
             let RestoreOptions { door, on_pager_failure, .. } = options;
+            let file = chunks.file().map_err(StartError::MemoryFile)?;
             let confine = ground.confine_thread(List::Pager);
             let (memory, pager) =
                 memory::paged(Box::new(chunks), shape.memory_bytes, door, confine, on_pager_failure)?;
-            Ok((memory, Source::Pager(pager)))
+            Ok((memory, Source::Pager(pager, file)))
         }
     }
 }

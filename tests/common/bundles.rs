@@ -92,7 +92,7 @@ pub fn change_state(bundle: &Path, change: impl FnOnce(&mut State)) {
     let mut manifest = manifest(bundle);
     manifest.cpu.tsc_khz = state.machine.tsc_khz;
     fs::write(bundle.join(names::STATE), state.write(manifest.version().unwrap())).unwrap();
-    let mut index = Builder::new(&state.machine, Granule::DEFAULT).unwrap();
+    let mut index = Builder::new(&state.machine, Granule::MAX).unwrap();
     index.add(0, &fs::read(bundle.join(names::MEMORY)).unwrap()).unwrap();
     fs::write(bundle.join(names::INDEX), index.finish().unwrap()).unwrap();
     seal(bundle, manifest);

@@ -1,13 +1,13 @@
 //! Reads a `memory.index`.
 
-use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
+use zerocopy::{FromZeros, IntoBytes};
 
 use super::layout::{
     self, CRC_LEN, HEADER_LEN, KIND_HERE, KIND_PARENT, KIND_ZERO, RUN_LEN, RawHeader, RawRun,
 };
 use super::{Binding, Chunk, Granule, Place, Run, is_in_parent, is_memory_len};
-use crate::crc::crc64;
+use crate::crc::Crc64;
 use crate::sections::MachineState;
 
 /// Why a `memory.index` is refused.
@@ -57,15 +57,24 @@ struct PlacedRun {
     first_crc: usize,
 }
 
-/// A checked index: every chunk of the memory has its one place.
+/// Where every chunk of the memory has its one place: a checked index without the chunks' CRCs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MemoryIndex {
+pub struct MemoryMap {
     binding: Binding,
     granule: Granule,
     chunk_count: u32,
     runs: Vec<PlacedRun>,
+}
+
+/// A checked index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemoryIndex {
+    map: MemoryMap,
     crcs: Vec<u64>,
 }
+
+/// Bytes of CRCs read at a time.
+const STEP: usize = 4 << 10;
 
 impl MemoryIndex {
     /// Checks and decodes a whole file.
@@ -73,28 +82,115 @@ impl MemoryIndex {
     /// # Errors
     /// The file is damaged, or not one that this release reads.
     pub fn decode(bytes: &[u8]) -> Result<MemoryIndex, IndexError> {
-        let (raw, tables) =
-            RawHeader::ref_from_prefix(bytes).map_err(|_| IndexError::TooShort { len: bytes.len() })?;
-        let mut index = Self::from_header(raw)?;
-        let expected = table_len(raw).saturating_add(HEADER_LEN as u64);
-        if expected != bytes.len() as u64 || raw.total_len.get() != expected {
-            return Err(IndexError::Length { expected, found: bytes.len() });
-        }
-        if crc64(tables) != raw.table_crc.get() {
-            return Err(IndexError::TableCrc);
-        }
-        let short = IndexError::TooShort { len: bytes.len() };
-        let (runs, crcs) = <[RawRun]>::ref_from_prefix_with_elems(tables, raw.run_count.get() as usize)
-            .map_err(|_| short.clone())?;
-        let crcs = <[U64]>::ref_from_bytes(crcs).map_err(|_| short)?;
-        index.place(runs)?;
-        index.crcs = crcs.iter().map(|crc| crc.get()).collect();
-        index.check_counts()?;
-        Ok(index)
+        let short = || IndexError::TooShort { len: bytes.len() };
+        Self::read(bytes.len(), |offset, into: &mut [u8]| {
+            let from = bytes.get(offset..).and_then(|rest| rest.get(..into.len())).ok_or_else(short)?;
+            into.copy_from_slice(from);
+            Ok(())
+        })
     }
 
-    /// An index without chunks, with what the header says.
-    fn from_header(raw: &RawHeader) -> Result<MemoryIndex, IndexError> {
+    /// The same of a file of `len` bytes, of which `read` fills a slice from an offset on.
+    ///
+    /// # Errors
+    /// The file is damaged, or not one that this release reads; or `read`'s own.
+    pub fn read<E: From<IndexError>>(
+        len: usize,
+        read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<MemoryIndex, E> {
+        // Nobody makes this longer than the file is.
+        let mut crcs = Vec::with_capacity(len / CRC_LEN);
+        let map = read_tables(len, read, |some| crcs.extend(some.iter().map(|crc| crc.get())))?;
+        Ok(MemoryIndex { map, crcs })
+    }
+
+    /// Where the chunks are.
+    pub fn map(&self) -> &MemoryMap {
+        &self.map
+    }
+
+    /// Chunk `number`; `None` behind the last one.
+    pub fn chunk(&self, number: u32) -> Option<Chunk> {
+        let runs = &self.map.runs;
+        let behind = runs.partition_point(|placed| placed.run.first <= number);
+        let placed = runs.get(behind.checked_sub(1)?)?;
+        let nth = number - placed.run.first;
+        let place = (nth < placed.run.count).then(|| placed.run.place_of(nth, self.map.granule))?;
+        let crc = match place {
+            Place::Zero => 0,
+            Place::Here | Place::Parent { .. } => *self.crcs.get(placed.first_crc + nth as usize)?,
+        };
+        Some(Chunk { place, crc })
+    }
+
+    /// Every chunk in file order.
+    pub fn chunks(&self) -> impl Iterator<Item = (u32, Chunk)> + '_ {
+        (0..self.map.chunk_count).filter_map(|number| Some((number, self.chunk(number)?)))
+    }
+
+    /// The file again: the same bytes that were decoded.
+    ///
+    /// # Errors
+    /// None for a decoded index.
+    pub fn encode(&self) -> Result<Vec<u8>, super::BuildError> {
+        let mut encoder = super::Encoder::bound(self.map.binding, self.map.granule);
+        self.chunks().try_for_each(|(_, chunk)| encoder.push(chunk))?;
+        encoder.finish()
+    }
+}
+
+/// Reads and checks a whole file of `len` bytes, whose CRCs `take` is given in order. They may be any, and many, until all is checked.
+fn read_tables<E: From<IndexError>>(
+    len: usize,
+    mut read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    mut take: impl FnMut(&[U64]),
+) -> Result<MemoryMap, E> {
+    if len < HEADER_LEN {
+        return Err(IndexError::TooShort { len }.into());
+    }
+    let mut raw = RawHeader::new_zeroed();
+    read(0, raw.as_mut_bytes())?;
+    let mut map = MemoryMap::from_header(&raw)?;
+    let expected = table_len(&raw).saturating_add(HEADER_LEN as u64);
+    if expected != len as u64 || raw.total_len.get() != expected {
+        return Err(IndexError::Length { expected, found: len }.into());
+    }
+    // Room for no more than the file really has.
+    let mut runs = vec![RawRun::new_zeroed(); raw.run_count.get() as usize];
+    read(HEADER_LEN, runs.as_mut_bytes())?;
+    let mut crc = Crc64::new();
+    crc.update(runs.as_bytes());
+    let mut step = [U64::ZERO; STEP / CRC_LEN];
+    let mut at = HEADER_LEN + size_of_val(runs.as_slice());
+    while at < len {
+        let some = step.split_at_mut(((len - at) / CRC_LEN).min(STEP / CRC_LEN)).0;
+        read(at, some.as_mut_bytes())?;
+        crc.update(some.as_bytes());
+        take(some);
+        at += size_of_val(some);
+    }
+    if crc.value() != raw.table_crc.get() {
+        return Err(IndexError::TableCrc.into());
+    }
+    map.place(&runs)?;
+    map.check_counts(u64::from(raw.crc_count.get()))?;
+    Ok(map)
+}
+
+impl MemoryMap {
+    /// Checks a whole file of `len` bytes, of which `read` fills a slice from an offset on, and keeps where the chunks are.
+    ///
+    /// # Errors
+    /// As of [`MemoryIndex::read`].
+    pub fn read<E: From<IndexError>>(
+        len: usize,
+        read: impl FnMut(usize, &mut [u8]) -> Result<(), E>,
+    ) -> Result<MemoryMap, E> {
+        read_tables(len, read, |_| {})
+    }
+
+    /// A map without chunks, with what the header says.
+    fn from_header(raw: &RawHeader) -> Result<MemoryMap, IndexError> {
         if raw.magic != layout::MAGIC {
             return Err(IndexError::Magic);
         }
@@ -117,12 +213,11 @@ impl MemoryIndex {
         if found != expected {
             return Err(IndexError::Count { what: "chunks", found, expected });
         }
-        Ok(MemoryIndex {
+        Ok(MemoryMap {
             binding: Binding { memory_len, tsc_khz: raw.tsc_khz.get(), layout_check: raw.layout_check.get() },
             granule,
             chunk_count: raw.chunk_count.get(),
             runs: Vec::new(),
-            crcs: Vec::new(),
         })
     }
 
@@ -158,16 +253,17 @@ impl MemoryIndex {
         (count > 0 && !merged).then_some(Run { first, count, place })
     }
 
-    fn check_counts(&self) -> Result<(), IndexError> {
+    fn check_counts(&self, crcs: u64) -> Result<(), IndexError> {
         let found = self.runs.last().map_or(0, |last| last.run.end());
         let expected = u64::from(self.chunk_count);
         if found != expected {
             return Err(IndexError::Count { what: "chunks", found, expected });
         }
         let expected = expected - self.count(|place| place == Place::Zero);
-        match self.crcs.len() as u64 {
-            found if found == expected => Ok(()),
-            found => Err(IndexError::Count { what: "checksums", found, expected }),
+        if crcs == expected {
+            Ok(())
+        } else {
+            Err(IndexError::Count { what: "checksums", found: crcs, expected })
         }
     }
 
@@ -222,34 +318,6 @@ impl MemoryIndex {
     pub fn extent(&self, number: u32) -> Option<(u64, u64)> {
         let start = u64::from(number) * self.granule.bytes();
         (number < self.chunk_count).then(|| (start, self.granule.bytes().min(self.memory_len() - start)))
-    }
-
-    /// Chunk `number`; `None` behind the last one.
-    pub fn chunk(&self, number: u32) -> Option<Chunk> {
-        let behind = self.runs.partition_point(|placed| placed.run.first <= number);
-        let placed = self.runs.get(behind.checked_sub(1)?)?;
-        let nth = number - placed.run.first;
-        let place = (nth < placed.run.count).then(|| placed.run.place_of(nth, self.granule))?;
-        let crc = match place {
-            Place::Zero => 0,
-            Place::Here | Place::Parent { .. } => *self.crcs.get(placed.first_crc + nth as usize)?,
-        };
-        Some(Chunk { place, crc })
-    }
-
-    /// Every chunk in file order.
-    pub fn chunks(&self) -> impl Iterator<Item = (u32, Chunk)> + '_ {
-        (0..self.chunk_count).filter_map(|number| Some((number, self.chunk(number)?)))
-    }
-
-    /// The file again: the same bytes that were decoded.
-    ///
-    /// # Errors
-    /// None for a decoded index.
-    pub fn encode(&self) -> Result<Vec<u8>, super::BuildError> {
-        let mut encoder = super::Encoder::bound(self.binding, self.granule);
-        self.chunks().try_for_each(|(_, chunk)| encoder.push(chunk))?;
-        encoder.finish()
     }
 }
 

@@ -60,6 +60,11 @@ pub(super) fn zero(uffd: &Uffd, to: usize, len: usize) -> Result<(), FillError> 
     })
 }
 
+/// Wakes whoever waits for the page at address `at`, which is there.
+pub(super) fn wake(uffd: &Uffd, at: usize) -> Result<(), FillError> {
+    uffd.wake(at as *mut _, PAGE).map_err(|error| refused(step_of(Err(error), 0)))
+}
+
 fn fill(uffd: &Uffd, to: usize, len: usize, mut call: impl FnMut(usize) -> Step) -> Result<(), FillError> {
     let (mut done, mut since) = (0, None);
     while done < len {
@@ -67,7 +72,7 @@ fn fill(uffd: &Uffd, to: usize, len: usize, mut call: impl FnMut(usize) -> Step)
             Step::Filled(bytes) => done += bytes,
             Step::Exists => {
                 // Whoever waits for this page began to before it came: nobody else will wake him.
-                uffd.wake((to + done) as *mut _, PAGE).map_err(|error| refused(step_of(Err(error), 0)))?;
+                wake(uffd, to + done)?;
                 done += PAGE;
             }
             Step::Again => {

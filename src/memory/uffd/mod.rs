@@ -3,6 +3,7 @@
 //! Content is registered with userfaultfd for missing pages; zero extents of 64 KiB and more are left to the kernel. Nothing here
 //! ever takes a page back, and the descriptor is never closed: a page that is missing and not served would be found zero.
 
+mod bring;
 mod door;
 mod fill;
 mod pager;
@@ -10,6 +11,7 @@ mod plan;
 mod record;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use door::{Door, UffdError, lazy_paging};
 pub use pager::{Pager, PagerError, PagerStatistics};
@@ -22,7 +24,11 @@ use userfaultfd::Uffd;
 use super::place::{Mapped, address_of, mapped};
 use super::source::ChunkSource;
 use super::{GuestMemory, MapError, anonymous, layout};
-use pager::{Server, Shared, Stop, window_of};
+use bring::Served;
+use pager::{Server, Shared, Stop};
+
+/// Shortest zero extent that is left to the kernel, bytes.
+const HOLE_MIN: u64 = 64 << 10;
 
 /// Why memory cannot be brought in by a pager.
 #[derive(Debug, thiserror::Error)]
@@ -62,13 +68,13 @@ pub fn paged(
     let uffd = door::open(door)?;
     let memory = anonymous(bytes)?;
     let mapped = mapped(&memory);
-    let registered = plan::registered(&source.content(), &layout::regions(bytes), window_of(source.as_ref()));
+    let registered = plan::registered(&source.content(), &layout::regions(bytes), HOLE_MIN);
     for range in &registered {
         register(&uffd, &mapped, range)?;
     }
-    let shared = Shared::new().map_err(PagedError::Thread)?;
-    let server = Server::new(uffd, source, mapped, registered, shared.clone());
-    start(server, first, failed).map_err(PagedError::Thread)?;
+    let shared = Shared::new(bytes).map_err(PagedError::Thread)?;
+    let served = Served::new(uffd, source, mapped, registered, shared.clone());
+    start(Server::new(served, shared.clone()), first, failed).map_err(PagedError::Thread)?;
     Ok((memory, Pager(shared)))
 }
 

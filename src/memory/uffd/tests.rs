@@ -102,7 +102,7 @@ fn a_short_last_chunk_is_served() {
 }
 
 #[test]
-fn small_chunks_come_in_windows_with_the_zeros_between() {
+fn small_chunks_come_with_their_neighbours_and_the_zeros_between() {
     let mut source = Pages::new(&[0..4096, 8192..12288, 40960..45056]);
     source.granule = 4096;
     let read = source.read.clone();
@@ -110,7 +110,7 @@ fn small_chunks_come_in_windows_with_the_zeros_between() {
     assert_eq!(byte(&memory, 8192), page_of(8192));
     assert_eq!((byte(&memory, 4096), byte(&memory, 40960)), (0, page_of(40960)));
     let done = pager.statistics();
-    assert_eq!((done.faults, done.copied, done.zeroed), (1, 3 * 4096, 8 * 4096));
+    assert_eq!((done.faults, done.copied, done.zeroed), (2, 3 * 4096, 4 * 4096));
     assert_eq!(read.lock().unwrap().len(), 3);
     assert_eq!(byte(&memory, 60 << 10), 0, "what lies behind the last content is the kernel's");
 }
@@ -169,8 +169,8 @@ fn what_is_asked_for_ahead_is_there_without_a_fault() {
     let (memory, pager, _) = memory_of(Pages::new(&content), 4 << 20);
     byte(&memory, 0);
     // Some of it is there already, is zero, or lies behind the end.
-    let done =
-        pager.prefetch([CHUNK * 11 + 5..CHUNK * 13, 0..CHUNK * 2, CHUNK * 5..CHUNK * 6, 1 << 40..2 << 40]);
+    let asked = [CHUNK * 11 + 5..CHUNK * 13, 0..CHUNK * 2, CHUNK * 5..CHUNK * 6, 1 << 40..2 << 40];
+    let done = pager.prefetch(asked, Duration::from_millis(1));
     done.unwrap().recv_timeout(SOON).unwrap();
     let before = pager.statistics();
     assert_eq!((before.faults, before.prefetched), (1, 3 * CHUNK));
@@ -182,11 +182,45 @@ fn what_is_asked_for_ahead_is_there_without_a_fault() {
 }
 
 #[test]
+fn only_the_pages_that_are_asked_for_come_ahead_from_chunks_that_are_read_once() {
+    let source = Pages::whole(0..CHUNK * 4);
+    let read = source.read.clone();
+    let (memory, pager, _) = memory_of(source, 2 << 20);
+    let page = |number: u64| number * 4096..(number + 1) * 4096;
+    let done = pager.prefetch([page(9), page(2), page(20), page(3)], Duration::ZERO).unwrap();
+    done.recv_timeout(SOON).unwrap();
+    assert_eq!(*read.lock().unwrap(), [0..CHUNK, CHUNK..CHUNK * 2]);
+    assert_eq!((byte(&memory, 9 << 12), byte(&memory, 20 << 12)), (page_of(9 << 12), page_of(20 << 12)));
+    let before = pager.statistics();
+    assert_eq!((before.faults, before.prefetched), (0, 4 * 4096));
+    for offset in (0..CHUNK).step_by(4096) {
+        assert_eq!(byte(&memory, offset), page_of(offset));
+    }
+    assert_eq!(pager.statistics().copied, 13 * 4096, "the rest of the chunk comes with its first fault");
+    assert_eq!(read.lock().unwrap().len(), 3);
+}
+
+#[test]
+fn zeros_that_are_asked_for_come_ahead_where_they_are_served() {
+    let mut source = Pages::new(&[0..4096, 16384..20480]);
+    source.granule = 4096;
+    let (memory, pager, _) = memory_of(source, 2 << 20);
+    pager
+        .prefetch([4096..12288, 1 << 20..(1 << 20) + 4096], Duration::ZERO)
+        .unwrap()
+        .recv_timeout(SOON)
+        .unwrap();
+    assert_eq!((byte(&memory, 4096), byte(&memory, 1 << 20)), (0, 0));
+    let done = pager.statistics();
+    assert_eq!((done.faults, done.prefetched, done.zeroed), (0, 0, 8192));
+}
+
+#[test]
 fn a_faulty_chunk_that_is_brought_in_ahead_fails_too() {
     let mut source = Pages::whole(0..CHUNK * 8);
     source.bad = Some(CHUNK * 2);
     let (_memory, pager, failures) = memory_of(source, 2 << 20);
-    let _done = pager.prefetch(std::iter::once(0..CHUNK * 8)).unwrap();
+    let _done = pager.prefetch(std::iter::once(0..CHUNK * 8), Duration::ZERO).unwrap();
     assert!(matches!(failures.recv_timeout(SOON).unwrap(), PagerError::Chunk(_)));
 }
 

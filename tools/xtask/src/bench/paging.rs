@@ -34,7 +34,7 @@ pub fn lambda(dir: &Path) -> Result<Measured> {
 /// The Python function with an event that is nothing like the recorded one.
 pub fn lambda_drift(dir: &Path) -> Result<Measured> {
     let mut figures = Measured::default();
-    let method = "Python lambda function recorded with a name of 3 bytes, run with one of 64 KiB";
+    let method = "Python lambda function recorded with a name of 6 bytes, run with one of 64 KiB";
     drift(dir, "lambda-drift", "paging.drift_ratio", method, &mut figures)?;
     Ok(figures)
 }
