@@ -11,7 +11,7 @@ use crate::config::{Paging, Prefetch, Size, Span, Verify};
 use crate::function::MACHINE_ID_LEN;
 use crate::vm::identity;
 
-use super::limits::LimitArgs;
+use super::limits::{GroupArgs, LimitArgs};
 
 /// Restores microVMs from warm snapshots in milliseconds.
 ///
@@ -383,6 +383,8 @@ pub struct ServeArgs {
     /// Refuse shells that lack a wall of their jail
     #[arg(long)]
     pub require_jail: bool,
+    #[command(flatten)]
+    pub group: GroupArgs,
     /// Longest wait for events to end on SIGTERM
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub drain: Span,

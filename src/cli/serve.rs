@@ -23,6 +23,7 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
         tcp: args.tcp,
         shells: usize::try_from(args.shells).unwrap_or(usize::MAX),
         whole: args.require_jail,
+        bounds: args.group.bounds(),
         drain: args.drain.0,
         functions: functions.collect::<Result<_, Failure>>()?,
     };

@@ -15,6 +15,7 @@ use rustix::fs::Mode;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::failure::{Failure, Kind};
+use crate::jail::Bounds;
 
 use super::api;
 use super::pool::Pool;
@@ -48,6 +49,8 @@ pub struct Asked {
     pub shells: usize,
     /// Whether a shell that lacks a wall of its jail is refused.
     pub whole: bool,
+    /// What each shell and its clone may use.
+    pub bounds: Bounds,
     /// Longest wait for events to end when the daemon is told to.
     pub drain: Duration,
     /// Functions from the start.
@@ -80,7 +83,7 @@ pub fn serve(asked: &Asked) -> Result<(), Failure> {
     // Before the zygote, which holds a descriptor of every shell.
     let descriptors = raise_limit();
     // While there is one thread and nothing that is worth copying.
-    let zygote = Zygote::start(asked.whole)?;
+    let zygote = Zygote::start(asked.whole, &asked.bounds)?;
     let listeners = Listeners::bind(asked)?;
     let daemon = Arc::new(Daemon {
         registry: Registry::default(),

@@ -177,11 +177,7 @@ fn send(
 
 /// The failure of a shell that has said nothing.
 fn lost(shell: &Shell) -> Refusal {
-    let end = match shell.end() {
-        Some(code) if code < 0 => format!("it was killed by signal {}", -code),
-        Some(code) => format!("it exited with {code}"),
-        None => "nobody knows how".to_owned(),
-    };
+    let end = shell.end().map_or_else(|| "nobody knows how".to_owned(), |end| format!("it {end}"));
     Refusal::Failed(Failure::text(
         Kind::GuestFailed,
         format!("The clone's process ended without an answer: {end}"),

@@ -69,6 +69,13 @@ impl Daemon {
         Self::run(&mut serve_command(&socket), socket)
     }
 
+    /// Starts one in a folder with more flags.
+    #[track_caller]
+    pub fn start_with(folder: &Path, flags: &[&str]) -> Self {
+        let socket = folder.join("socket");
+        Self::run(serve_command(&socket).args(flags), socket)
+    }
+
     /// Starts this command, which listens at `socket`.
     #[track_caller]
     pub fn run(command: &mut Command, socket: PathBuf) -> Self {
