@@ -170,7 +170,10 @@ fn send(
     let manifest = if fresh { manifest } else { &[] };
     match job::send(&shell.socket, &job, manifest, &call.body, &job::borrowed(handles)) {
         Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(lost(shell)),
+        // What it has not read, or has said without being asked, makes an end of it a reset.
+        Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+            Err(lost(shell))
+        }
         Err(e) => Err(cannot(e)),
     }
 }

@@ -15,8 +15,10 @@ mod metrics;
 mod pool;
 mod registry;
 mod shell;
+mod token;
 mod zygote;
 
 pub use client::Client;
-pub use daemon::{Asked, serve};
+pub use daemon::{Asked, Tcp, serve};
 pub use frame::{Done, Frame};
+pub use token::Token;
