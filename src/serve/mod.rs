@@ -7,6 +7,7 @@ mod api;
 mod client;
 mod daemon;
 mod frame;
+pub mod fuzz_entry;
 mod gate;
 mod http;
 mod invoke;
