@@ -212,14 +212,16 @@ fn of_version_2(unified: &Hierarchy, bounds: &Bounds) -> Result<Place, BoundErro
 }
 
 fn of_version_1(hierarchies: &[Hierarchy], bounds: &Bounds) -> Result<Vec<Place>, BoundError> {
-    let place = |controller: &'static str| {
+    let bounded = CONTROLLERS.into_iter().map(|controller| (controller, bounds.of_version_1(controller)));
+    let place = |(controller, settings): (&'static str, Vec<Setting>)| {
         let has = |one: &&Hierarchy| one.controllers.iter().any(|name| name == controller);
         let hierarchy = hierarchies.iter().find(has).ok_or(BoundError::NoController { controller })?;
         let all = hierarchy.own.join(ALL);
         make(&all)?;
-        Place::open(all, bounds.of_version_1(controller))
+        Place::open(all, settings)
     };
-    CONTROLLERS.into_iter().map(place).collect()
+    // Only what is needed: whoever enters a group waits until the kernel has seen every processor, and all forks with him.
+    bounded.filter(|(_, settings)| !settings.is_empty()).map(place).collect()
 }
 
 /// Where version 2 allows a group with bounds.
