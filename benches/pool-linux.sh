@@ -8,6 +8,7 @@ set -eu
 warm=${SAMPLES_WARM:-21}
 # On the one processor a sample would find the end of the last clone and the making of the next shell: they come before it.
 pause_us=60000
+export CALLER_PAUSE_US=$pause_us
 
 bake lambda --config "$EMBER_BENCHES/python/ember.toml" --root "$EMBER_ROOT_PYTHON"
 event=$EMBER_EXAMPLES/lambda/event

@@ -7,8 +7,9 @@
  *   caller SOCKET FUNCTION calls COUNT THREADS   so many of them
  *   caller SOCKET FUNCTION keep COUNT            COUNT clones that are kept (register the function with reuse 2)
  *
- * The event is "hello", or $CALLER_EVENT. A line of JSON per call goes to standard output: {"label", "us"} and, of single calls, what the shell told:
- * {"restore_us", "first_exit_us", "first_answer_us"} from when the daemon sent its job. A burst ends with {"label": "wall", "us"}.
+ * The event is "hello", or $CALLER_EVENT; before each single call come 5 ms, or $CALLER_PAUSE_US.
+ * A line of JSON per call goes to standard output: {"label", "us"} and, of single calls, what the shell told: {"restore_us",
+ * "first_exit_us", "first_answer_us"} from when the daemon sent its job. A burst ends with {"label": "wall", "us"}.
  * Each call has a connection of its own, made before the clock starts. A call that is not answered ends the whole. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -21,6 +22,7 @@
 enum { ANSWER_MAX = 8192, CALLS_MAX = 1024 };
 
 static const char *socket_path, *function, *event = "hello";
+static useconds_t pause_us = 5000;
 
 static int reach(void)
 {
@@ -95,7 +97,7 @@ static void single(int count, int ready)
 
     for (int i = 0; i < count; i++) {
         await_shells(ready);
-        usleep(5000);
+        usleep(pause_us);
         int fd = reach();
         uint64_t begin = clock_ns(CLOCK_MONOTONIC);
         call(fd, frames, answer);
@@ -208,6 +210,8 @@ int main(int argc, char **argv)
     function = argv[2];
     if (getenv("CALLER_EVENT"))
         event = getenv("CALLER_EVENT");
+    if (getenv("CALLER_PAUSE_US"))
+        pause_us = (useconds_t)atoi(getenv("CALLER_PAUSE_US"));
     if (!strcmp(argv[3], "single"))
         single(first, second);
     else if (!strcmp(argv[3], "burst") && first <= CALLS_MAX)

@@ -41,7 +41,7 @@ const TARGETS: [(&str, Bound); 46] = [
     ("burst.64.spread", Bound::Value(3.0)),
     ("burst.restores_per_s", Bound::AtLeast(300.0)),
     ("pool.leaks_after_cycles", Bound::Value(0.0)),
-    // A page for a thousand events.
+    // Of 10 000 events; what is kept of the last ends, and what the allocator keeps, are filled in the first.
     ("pool.memory_after_cycles_kib", Bound::Value(40.0)),
     ("pool.rig_restore_to_answer_us", Bound::Times(1.0, "pool.rig_run_alone_us")),
     ("density.idle_clone_kib", Bound::Value(2_048.0)),
