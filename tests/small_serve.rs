@@ -8,12 +8,12 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use common::serve::{Daemon, kill, receive, serve_command};
+use common::serve::{Daemon, as_user, kill, receive, serve_command};
 use common::{HOST_CANNOT, Place, TIMEOUT, USAGE, ember, finish, is_root, wait_until};
 use rustix::process::Signal;
 use serde_json::json;
@@ -85,7 +85,12 @@ fn what_cannot_be_registered_is_refused_and_what_is_there_stays() {
     put("echo", r#"{"bundle": "relative"}"#).fails(400, "request", "must be absolute");
     put("echo", r#"{"bundle": "/", "surprise": 1}"#).fails(400, "request", "surprise");
     put("a%20b", r#"{"bundle": "/"}"#).fails(400, "request", "letters");
-    put("echo", &json!({ "bundle": place.join("none") }).to_string()).fails(400, "platform", "Cannot open");
+    put("echo", &json!({ "bundle": place.join("none") }).to_string()).fails(400, "request", "Cannot open");
+    let damaged = place.bake("toucher");
+    fs::write(damaged.join("manifest.json"), b"{").unwrap();
+    let refused = put("damaged", &json!({ "bundle": damaged }).to_string());
+    refused.fails(400, "request", "");
+    assert_eq!(refused.json()["error"]["kind"], "bad_bundle", "{refused:?}");
     daemon.invoke("echo", "still").answers("still");
 }
 
@@ -219,16 +224,64 @@ fn only_the_users_it_was_told_of_may_use_it() {
             command.args(["--allow-uid", &NOBODY.to_string()]);
         }
         let daemon = Daemon::run(&mut command, socket);
-        let mut curl = Command::new("curl");
-        curl.args(["--silent", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket"]).arg(&daemon.socket);
-        let ended = finish(curl.args(["http://ember/functions/echo/invoke", "-d", "x"]).uid(NOBODY));
-        assert_eq!(ended.text(), expected.to_string(), "{ended:?}");
+        // Whoever is refused hears it before he has asked.
+        let say_nothing = || receive(UnixStream::connect(&daemon.socket).unwrap());
+        let answer = as_user(NOBODY, || if allowed { daemon.invoke("echo", "x") } else { say_nothing() });
+        assert_eq!(answer.status, expected, "{answer:?}");
         assert_eq!(daemon.invoke("echo", "x").status, 200, "its own user may");
     }
     let socket = place.join("socket");
     let daemon = Daemon::run(&mut serve_command(&socket), socket);
     let mode = fs::metadata(&daemon.socket).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
+}
+
+/// Ports of TCP at which a process listens.
+fn ports(process: u32) -> Vec<u16> {
+    let open = fs::read_dir(format!("/proc/{process}/fd")).unwrap().flatten();
+    let open: Vec<_> = open.filter_map(|entry| fs::read_link(entry.path()).ok()).collect();
+    let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+    let port = |line: &str| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let is_own = open.contains(&format!("socket:[{}]", words[9]).into());
+        (words[3] == "0A" && is_own).then(|| u16::from_str_radix(words[1].split(':').nth(1)?, 16).ok())?
+    };
+    sockets.lines().skip(1).filter_map(port).collect()
+}
+
+#[test]
+fn tcp_is_for_those_only_whom_it_was_opened_to() {
+    let place = Place::new();
+    assert!(ports(Daemon::start(place.path()).id()).is_empty());
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let address = free.to_string();
+    let without_a_word = finish(serve_command(&place.join("none")).args(["--tcp", &address]));
+    assert!(without_a_word.errors.contains("--tcp-token"), "{without_a_word:?}");
+    assert_eq!(without_a_word.code(), USAGE);
+    let (token, register) = (place.join("token"), format!("echo={}", place.bake("echo").display()));
+    fs::write(&token, "short\n").unwrap();
+    let by_token = ["--tcp", &address, "--tcp-token", token.to_str().unwrap(), "--register", &register];
+    finish(serve_command(&place.join("short")).args(by_token)).fails(USAGE, "has no token");
+    fs::write(&token, "0123456789abcdef\n").unwrap();
+    let ask = |more: &[&str]| {
+        let url = format!("http://{address}/functions/echo/invoke");
+        let mut curl = Command::new("curl");
+        finish(curl.args(["--silent", "--fail-with-body", "-d", "x"]).args(more).arg(url))
+    };
+    let daemon = Daemon::start_with(place.path(), &by_token);
+    assert_eq!(ports(daemon.id()), [free.port()]);
+    ask(&["-H", "Authorization: Bearer 0123456789abcdef"]).answers("x");
+    for wrong in [&[][..], &["-H", "Authorization: Bearer 0123456789abcdeF"]] {
+        let refused = ask(wrong);
+        assert!(refused.code() == 22 && refused.text().contains("--tcp-token"), "{refused:?}");
+    }
+    daemon.invoke("echo", "unix").answers("unix");
+    drop(daemon);
+    let open = ["--tcp", &address, "--tcp-open", "--register", &register];
+    let daemon = Daemon::start_with(place.path(), &open);
+    ask(&[]).answers("x");
+    daemon.signal(Signal::TERM);
+    assert!(daemon.end().errors.contains("whoever reaches it may use the daemon"));
 }
 
 #[test]

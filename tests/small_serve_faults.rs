@@ -2,17 +2,24 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "clippy takes helpers of tests for the product")]
 
 mod common;
+#[path = "common/inject.rs"]
+mod inject;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
 
 use common::processes::{signal, wait_until_gone};
-use common::serve::{Daemon, kill, receive, serve_command};
+use common::serve::{Daemon, as_user, kill, receive, serve_command};
 use common::{Place, in_rig, rounds, wait_until};
+use inject::{Call, Outcome, inject};
 use rustix::process::Signal;
 use serde_json::json;
+
+const NOBODY: u32 = 65534;
 
 /// A daemon with an echo, and a function that fails as its event says.
 fn both(place: &Place) -> Daemon {
@@ -195,10 +202,7 @@ fn a_memory_file_that_is_cut_short_is_told_and_harms_nobody_else() {
 fn a_daemon_that_runs_out_of_descriptors_refuses_and_recovers() {
     let place = Place::new();
     let (bundle, socket) = (place.bake("echo"), place.join("socket"));
-    let serve = serve_command(&socket);
-    let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 48 && exec \"$@\"", "sh"]).arg(serve.get_program()).args(serve.get_args());
-    let daemon = Daemon::run(&mut command, socket);
+    let daemon = Daemon::run_with_descriptors(&serve_command(&socket), 48, socket);
     daemon.register("echo", &bundle);
     for _ in 0..3 {
         let events: Vec<_> = (0..60).map(|_| daemon.begin("echo", "x")).collect();
@@ -207,6 +211,72 @@ fn a_daemon_that_runs_out_of_descriptors_refuses_and_recovers() {
         assert!(statuses.iter().all(|status| [200, 502, 503].contains(status)), "{statuses:?}");
     }
     wait_until("it has recovered", || daemon.invoke("echo", "fine").status == 200);
+}
+
+#[test]
+fn users_who_are_refused_hold_nothing_of_the_daemon() {
+    if !common::is_root() {
+        return;
+    }
+    let place = Place::new();
+    fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let (bundle, socket) = (place.bake("echo"), place.join("socket"));
+    let mut serve = serve_command(&socket);
+    serve.args(["--mode", "666"]);
+    // Descriptors for four connections.
+    let daemon = Daemon::run_with_descriptors(&serve, 48, socket);
+    daemon.register("echo", &bundle);
+    let mut held: Vec<UnixStream> =
+        as_user(NOBODY, || (0..40).map(|_| UnixStream::connect(&daemon.socket).unwrap()).collect());
+    for _ in 0..10 {
+        daemon.invoke("echo", "fine").answers("fine");
+    }
+    for stream in &mut held {
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        assert!(answer.starts_with(b"HTTP/1.1 403"), "{answer:?}");
+    }
+}
+
+#[test]
+fn who_says_nothing_or_too_little_is_hung_up_on_and_who_waits_for_an_answer_is_not() {
+    let place = Place::new();
+    let daemon = Daemon::start_with(place.path(), &["--idle", "300ms"]);
+    daemon.register_with("faulty", &place.bake("faulty"), json!({ "event_timeout_ms": 1500 }));
+    let begun = ["", "GET /health HTTP/1.1\r\nA: b", "POST /x HTTP/1.1\r\nContent-Length: 9\r\n\r\nabc"];
+    for text in begun {
+        let mut stream = UnixStream::connect(&daemon.socket).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).ok();
+        assert!(answer.is_empty(), "{answer:?}");
+    }
+    // A head that comes a byte at a time is never silent.
+    let mut stream = UnixStream::connect(&daemon.socket).unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nA: ").unwrap();
+    wait_until("it is hung up on", || stream.write_all(b"a").is_err());
+    assert_eq!(daemon.invoke("faulty", "spin").status, 504);
+}
+
+#[test]
+fn a_clone_that_speaks_no_frames_is_what_failed() {
+    let place = Place::new();
+    let daemon = both(&place);
+    daemon.await_shells(2);
+    for shell in daemon.shells() {
+        let open = descriptors(shell);
+        let (socket, _) = open.iter().find(|(_, target)| target.starts_with("socket:")).unwrap();
+        // Neither zeros nor the beginning of a program are frames.
+        let maps = fs::read_to_string(format!("/proc/{shell}/maps")).unwrap();
+        let first = u64::from_str_radix(maps.split('-').next().unwrap(), 16).unwrap();
+        let (name, number) = ("write", nix::libc::SYS_write);
+        let call = Call { name, number, arguments: vec![socket.parse().unwrap(), first, 64] };
+        assert_eq!(inject(shell, &call), Outcome::Returned(64));
+    }
+    for _ in 0..2 {
+        daemon.invoke("echo", "x").fails(502, "platform", "frame");
+    }
+    daemon.invoke("echo", "fine").answers("fine");
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::bundles::{flip, manifest, seal};
-use common::{BAD_BUNDLE, Ended, Place, USAGE, ember, finish, run_command};
+use common::{BAD_BUNDLE, Ended, Place, USAGE, bake_command, ember, finish, run_command};
 use snapshot_format::manifest::names;
 use snapshot_format::working_set::{PageRange, WorkingSet};
 
@@ -90,6 +90,18 @@ fn what_only_few_of_several_events_touch_is_left_out() {
     let set = working_set(&bundle);
     assert!(set.written_pages() < 20, "{set:?}");
     assert!((200..240).contains(&set.read_pages()), "{set:?}");
+}
+
+#[test]
+fn whoever_bakes_or_records_is_told_how_little_is_confined_there() {
+    let place = Place::new();
+    let bundle = place.join("told.ember");
+    let bake = |more: &[&str]| finish(bake_command("echo", &bundle).args(more));
+    assert!(bake(&[]).succeeds().errors.contains("only its vCPUs are confined"));
+    assert_eq!(bake(&["--force", "--json"]).succeeds().json()["jail"]["level"], "partial");
+    let record = |more: &[&str]| finish(ember(["record", "--event-text", "x"]).args(more).arg(&bundle));
+    assert!(record(&[]).succeeds().errors.contains("only vCPUs are confined"));
+    assert_eq!(record(&["--json"]).succeeds().json()["jail"]["level"], "partial");
 }
 
 #[test]

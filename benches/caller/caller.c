@@ -4,10 +4,12 @@
  *   caller SOCKET FUNCTION single COUNT READY    one call after the other, each when READY shells wait
  *   caller SOCKET FUNCTION burst N ROUNDS READY  N calls at once, ROUNDS times, each round when READY shells wait
  *   caller SOCKET FUNCTION loop SECONDS THREADS  calls without a pause; one line with their rate
+ *   caller SOCKET FUNCTION calls COUNT THREADS   so many of them
  *   caller SOCKET FUNCTION keep COUNT            COUNT clones that are kept (register the function with reuse 2)
  *
- * A line of JSON per call goes to standard output: {"label", "us"} and, of single calls, what the shell told:
- * {"restore_us", "first_exit_us", "first_answer_us"} from when the daemon sent its job. A burst ends with {"label": "wall", "us"}.
+ * The event is "hello", or $CALLER_EVENT; before each single call come 5 ms, or $CALLER_PAUSE_US.
+ * A line of JSON per call goes to standard output: {"label", "us"} and, of single calls, what the shell told: {"restore_us",
+ * "first_exit_us", "first_answer_us"} from when the daemon sent its job. A burst ends with {"label": "wall", "us"}.
  * Each call has a connection of its own, made before the clock starts. A call that is not answered ends the whole. */
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -19,7 +21,8 @@
 
 enum { ANSWER_MAX = 8192, CALLS_MAX = 1024 };
 
-static const char *socket_path, *function;
+static const char *socket_path, *function, *event = "hello";
+static useconds_t pause_us = 5000;
 
 static int reach(void)
 {
@@ -72,10 +75,14 @@ static void await_shells(double wanted)
 static void call(int fd, const char *more, char answer[ANSWER_MAX + 1])
 {
     char request[1024];
+    int length = snprintf(request, sizeof request,
+                          "POST /functions/%s/invoke HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%sContent-Length: %zu\r\n\r\n%s",
+                          function, more, strlen(event), event);
 
-    snprintf(request, sizeof request,
-             "POST /functions/%s/invoke HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%sContent-Length: 5\r\n\r\nhello",
-             function, more);
+    if (length < 0 || (size_t)length >= sizeof request) {
+        fprintf(stderr, "caller: the event is too long\n");
+        exit(1);
+    }
     ask(fd, request, answer);
     if (strncmp(answer, "HTTP/1.1 200", 12)) {
         fprintf(stderr, "caller: %s\n", answer);
@@ -90,7 +97,7 @@ static void single(int count, int ready)
 
     for (int i = 0; i < count; i++) {
         await_shells(ready);
-        usleep(5000);
+        usleep(pause_us);
         int fd = reach();
         uint64_t begin = clock_ns(CLOCK_MONOTONIC);
         call(fd, frames, answer);
@@ -105,7 +112,8 @@ struct caller {
     pthread_t thread;
     pthread_barrier_t *start;
     int fd;
-    uint64_t end_at, count;
+    /* Of a loop: when it ends, or after how many calls. */
+    uint64_t end_at, most, count;
     double us;
 };
 
@@ -126,7 +134,7 @@ static void *many(void *argument)
     struct caller *caller = argument;
     char answer[ANSWER_MAX + 1];
 
-    while (clock_ns(CLOCK_MONOTONIC) < caller->end_at) {
+    while (caller->most ? caller->count < caller->most : clock_ns(CLOCK_MONOTONIC) < caller->end_at) {
         call(reach(), "", answer);
         caller->count++;
     }
@@ -162,13 +170,14 @@ static void burst(int n, int rounds, int ready)
     }
 }
 
-static void loop(int seconds, int threads)
+/* So many seconds, or so many calls of all together. */
+static void loop(int seconds, int calls, int threads)
 {
     static struct caller callers[CALLS_MAX];
     uint64_t begin = clock_ns(CLOCK_MONOTONIC), end_at = begin + (uint64_t)seconds * 1000000000, count = 0;
 
     for (int i = 0; i < threads; i++) {
-        callers[i] = (struct caller){ .end_at = end_at };
+        callers[i] = (struct caller){ .end_at = end_at, .most = (uint64_t)(calls / threads) };
         start(&callers[i], many);
     }
     for (int i = 0; i < threads; i++) {
@@ -194,17 +203,23 @@ int main(int argc, char **argv)
     int first = argc > 4 ? atoi(argv[4]) : 0, second = argc > 5 ? atoi(argv[5]) : 0;
 
     if (argc < 5 || first < 1 || first > 1000000) {
-        fprintf(stderr, "usage: caller SOCKET FUNCTION single|burst|loop|keep N ...\n");
+        fprintf(stderr, "usage: caller SOCKET FUNCTION single|burst|loop|calls|keep N ...\n");
         return 2;
     }
     socket_path = argv[1];
     function = argv[2];
+    if (getenv("CALLER_EVENT"))
+        event = getenv("CALLER_EVENT");
+    if (getenv("CALLER_PAUSE_US"))
+        pause_us = (useconds_t)atoi(getenv("CALLER_PAUSE_US"));
     if (!strcmp(argv[3], "single"))
         single(first, second);
     else if (!strcmp(argv[3], "burst") && first <= CALLS_MAX)
         burst(first, second, argc > 6 ? atoi(argv[6]) : 0);
     else if (!strcmp(argv[3], "loop") && second <= CALLS_MAX)
-        loop(first, second);
+        loop(first, 0, second);
+    else if (!strcmp(argv[3], "calls") && second >= 1 && second <= CALLS_MAX && first >= second)
+        loop(0, first, second);
     else if (!strcmp(argv[3], "keep"))
         keep(first);
     return 0;

@@ -8,10 +8,9 @@ mod support;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use std::fs;
 
 use snapshot_format::fuzz_entry::{TARGETS, Target, Verdict};
-use support::Numbers;
+use support::mutate::{Numbers, corpus, mutate};
 
 const MUTATIONS: usize = 100_000;
 /// What a decoder may allocate at once: its own copies, sections as text, and errors.
@@ -74,59 +73,9 @@ fn run((name, entry): &Target, input: &[u8], origin: &str) -> Verdict {
     verdict
 }
 
-fn corpus(name: &str) -> Vec<Vec<u8>> {
-    let folder = support::repository().join("fuzz/corpus").join(name);
-    let mut paths: Vec<_> = fs::read_dir(&folder)
-        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    // The same numbers give the same mutations on every machine.
-    paths.sort();
-    paths.iter().map(|path| fs::read(path).unwrap()).collect()
-}
-
-/// One to eight changes of kinds that have broken decoders before.
-fn mutate(seeds: &[Vec<u8>], numbers: &mut Numbers) -> Vec<u8> {
-    let mut bytes = seeds[numbers.below(seeds.len())].clone();
-    for _ in 0..=numbers.below(8) {
-        change(&mut bytes, seeds, numbers);
-    }
-    bytes
-}
-
-fn change(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], numbers: &mut Numbers) {
-    const TELLING: [u64; 10] =
-        [0, 1, 0x7f, 0xff, 0x1000, 0xffff, 1 << 31, u32::MAX as u64, 1 << 63, u64::MAX];
-    if bytes.is_empty() {
-        bytes.push(0);
-    }
-    let (at, kind) = (numbers.below(bytes.len()), numbers.below(9));
-    match kind {
-        0..=2 => bytes[at] ^= 1 << numbers.below(8),
-        3 => bytes[at] = numbers.next().to_le_bytes()[0],
-        4 | 5 => {
-            let value = TELLING[numbers.below(TELLING.len())].to_le_bytes();
-            let width = [1, 2, 4, 8][numbers.below(4)].min(bytes.len() - at);
-            bytes[at..at + width].copy_from_slice(&value[..width]);
-        }
-        6 => bytes.truncate(at),
-        7 => {
-            let part = bytes[at..bytes.len().min(at + 1 + numbers.below(64))].to_vec();
-            let to = numbers.below(bytes.len());
-            bytes.splice(to..to, part);
-        }
-        _ => {
-            let other = &seeds[numbers.below(seeds.len())];
-            let from = numbers.below(other.len());
-            bytes.truncate(at);
-            bytes.extend_from_slice(&other[from..]);
-        }
-    }
-}
-
 fn run_all(name: &str) {
     let target = TARGETS.iter().find(|target| target.0 == name).unwrap();
-    let seeds = corpus(name);
+    let seeds = corpus(&support::repository(), name);
     for (number, seed) in seeds.iter().enumerate() {
         assert_eq!(run(target, seed, &format!("corpus file {number}")), Verdict::Accepted);
     }

@@ -11,7 +11,7 @@ use crate::config::{Paging, Prefetch, Size, Span, Verify};
 use crate::function::MACHINE_ID_LEN;
 use crate::vm::identity;
 
-use super::limits::LimitArgs;
+use super::limits::{GroupArgs, LimitArgs};
 
 /// Restores microVMs from warm snapshots in milliseconds.
 ///
@@ -374,18 +374,29 @@ pub struct ServeArgs {
     /// User id that may use the daemon beside root and its own; may be repeated
     #[arg(long, value_name = "UID")]
     pub allow_uid: Vec<u32>,
-    /// Listen at this TCP address too; whoever reaches it may do everything
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    /// Listen at this TCP address too, for those whom --tcp-token or --tcp-open lets in
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "tcp_access")]
     pub tcp: Option<std::net::SocketAddr>,
+    /// File with the word that a TCP request has to bring (Authorization: Bearer WORD)
+    #[arg(long, value_name = "FILE", requires = "tcp", group = "tcp_access")]
+    pub tcp_token: Option<PathBuf>,
+    /// Let whoever reaches the TCP address do everything
+    #[arg(long, requires = "tcp", group = "tcp_access")]
+    pub tcp_open: bool,
     /// Shells that wait for each shape of machine
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(0..=4096))]
     pub shells: u32,
     /// Refuse shells that lack a wall of their jail
     #[arg(long)]
     pub require_jail: bool,
+    #[command(flatten)]
+    pub group: GroupArgs,
     /// Longest wait for events to end on SIGTERM
     #[arg(long, value_name = "TIME", default_value = "30s")]
     pub drain: Span,
+    /// Longest silence of a connection, and longest time that a request's head may take
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    pub idle: Span,
     /// Function to serve from the start; may be repeated
     #[arg(long, value_name = "NAME=BUNDLE", value_parser = pair)]
     pub register: Vec<(String, String)>,

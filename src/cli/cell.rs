@@ -23,6 +23,10 @@ pub const NO_JAIL: &str = "--no-jail: nothing but KVM stands between the guest a
 pub const BAKE: &str = "note: while a bundle is baked only its vCPUs are confined, because the same process writes the bundle: \
      bake what you trust, or in a container; clones of it are jailed";
 
+/// The same of a working set that is recorded.
+pub const RECORD: &str = "note: while a working set is recorded only vCPUs are confined, because the same process writes the bundle: \
+     record what you trust, or in a container; clones of it are jailed";
+
 /// How much may be written to a standard stream that is a file, beyond what is in it; bytes.
 const OUTPUT_MAX: u64 = 16 << 30;
 
@@ -222,6 +226,16 @@ pub struct ToldJail {
 impl ToldJail {
     fn none() -> Self {
         ToldJail { level: Level::None.name().to_owned(), standing: Vec::new(), lacking: Vec::new() }
+    }
+
+    /// Around a machine whose process writes a bundle.
+    pub fn vcpus_only() -> Self {
+        let lacking = "all but the vCPUs' list of system calls (the same process writes the bundle)";
+        ToldJail {
+            level: Level::Partial.name().to_owned(),
+            standing: Vec::new(),
+            lacking: vec![lacking.to_owned()],
+        }
     }
 
     fn of(walls: &Walls) -> Self {

@@ -27,18 +27,37 @@ pub struct LimitArgs {
     /// Rate of each drive, and what it may move at once
     #[arg(long, value_name = "SIZE/s[:BURST]")]
     pub block_rate: Option<Rate>,
-    /// Most memory of the clone, Ember's own included; it ends when it needs more
+    #[command(flatten)]
+    pub group: GroupArgs,
+}
+
+/// What the control group of a clone bounds.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct GroupArgs {
+    /// Most memory of a clone, Ember's own included; it ends when it needs more
     #[arg(long, value_name = "SIZE")]
     pub memory_max: Option<Size>,
-    /// Memory beyond which the clone is slowed down
+    /// Memory beyond which a clone is slowed down
     #[arg(long, value_name = "SIZE")]
     pub memory_high: Option<Size>,
-    /// Most processor time of the clone, in percent of one processor
+    /// Most processor time of a clone, in percent of one processor
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
     pub cpu_max: Option<u32>,
     /// Share of the processors where there are too few; everybody has 100
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub cpu_weight: Option<u32>,
+}
+
+impl GroupArgs {
+    /// As the jail takes them.
+    pub fn bounds(&self) -> Bounds {
+        Bounds {
+            memory_max: self.memory_max.map(|size| size.0),
+            memory_high: self.memory_high.map(|size| size.0),
+            cpu_percent: self.cpu_max,
+            cpu_weight: self.cpu_weight,
+        }
+    }
 }
 
 impl LimitArgs {
@@ -47,12 +66,7 @@ impl LimitArgs {
     /// # Errors
     /// This host, or this user, has no control groups.
     pub fn bound(&self) -> Result<bool, Failure> {
-        let bounds = Bounds {
-            memory_max: self.memory_max.map(|size| size.0),
-            memory_high: self.memory_high.map(|size| size.0),
-            cpu_percent: self.cpu_max,
-            cpu_weight: self.cpu_weight,
-        };
+        let bounds = self.group.bounds();
         if bounds.is_none() {
             return Ok(false);
         }

@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, Table};
 use crate::config::Size;
 
 use super::bake::BakeReport;
+use super::cell::ToldJail;
 use super::failure::{Failure, Kind};
 use super::rebake::Rebaked;
 use super::report::Report;
@@ -145,5 +146,6 @@ fn bake_json(report: &BakeReport) -> serde_json::Value {
             "guest_free_bytes": report.used.free,
         },
         "phases_s": phases,
+        "jail": ToldJail::vcpus_only(),
     })
 }

@@ -11,6 +11,7 @@ use crate::memory;
 use crate::vm::{self, Sample};
 
 use super::args::{EventArgs, RecordArgs};
+use super::cell::{self, ToldJail};
 use super::failure::{Failure, Kind};
 use super::sink::LogSink;
 use super::{event, identity, output, signals};
@@ -23,9 +24,13 @@ pub fn record(args: &RecordArgs) -> Result<u8, Failure> {
     let bundle = Bundle::open(&args.bundle)?;
     let limit = Duration::from_millis(bundle.manifest().function.event_timeout_ms);
     let limit = args.timeout.map_or(limit, |span| span.0);
+    let events = events(args, &bundle, limit)?;
     let mut draft = Draft::create(&args.bundle, true)?;
     signals::clean_up_on_signal(draft.directory())?;
-    let set = recorded(&bundle, events(args, &bundle, limit)?, limit)?;
+    if !args.json {
+        eprintln!("{}", cell::RECORD);
+    }
+    let set = recorded(&bundle, events, limit)?;
     let mut others = bundle.manifest().files.keys().filter(|name| *name != names::WORKING_SET);
     others.try_for_each(|name| draft.share(&bundle, name))?;
     add(&mut draft, &bundle, &set)?;
@@ -46,6 +51,7 @@ fn tell(args: &RecordArgs, set: &WorkingSet, finished: &Finished) -> Result<(), 
                 "late_pages": set.late_pages(),
             },
             "leftover": leftover,
+            "jail": ToldJail::vcpus_only(),
         }));
     }
     if let Some(old) = leftover {

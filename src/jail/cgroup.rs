@@ -3,14 +3,20 @@
 //! With version 1 it lies below the caller's group, whose limits then hold for both. Version 2 allows no group below one that
 //! has processes, except the root: there it lies beside the caller's.
 //!
-//! Nobody waits for the end of a machine, so nobody removes its group then: each start removes the groups of those that have ended.
+//! Whoever waits for the end of a machine removes its group then. Of most nobody does: each start removes the groups of those that
+//! have ended.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 
 /// The folder of the groups of all machines.
 const ALL: &str = "ember";
+/// Beginning of the name of a machine's group.
+const PREFIX: &str = "vm-";
 /// Length of a period of `cpu.max`, microseconds: the kernel's own choice.
 const PERIOD_US: u64 = 100_000;
 /// Threads of a machine's process.
@@ -111,25 +117,111 @@ struct Hierarchy {
 /// # Errors
 /// See [`BoundError`]; the process may be in some of its groups then, and must end.
 pub fn bound(bounds: &Bounds) -> Result<(), BoundError> {
-    let hierarchies = hierarchies(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
-    let unified = hierarchies.iter().find(|one| one.controllers.is_empty() && has_controllers(&one.mount));
-    if let Some(unified) = unified {
-        let base = beside(unified);
-        let all = base.join(ALL);
-        make(&all)?;
-        for group in [&base, &all] {
-            write(&group.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
-        }
-        return enter_new(&all, &bounds.of_version_2());
+    Groups::open(bounds)?.enter(Group::new()?)
+}
+
+/// Where groups with the same bounds are made. It is open, so that they can be made by who has no file system any more.
+#[derive(Debug)]
+pub struct Groups {
+    /// One, or with version 1 one for each controller.
+    places: Vec<Place>,
+    memory_max: Option<u64>,
+}
+
+/// The name of a machine's group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Group(u64);
+
+impl Group {
+    /// One that nobody has.
+    ///
+    /// # Errors
+    /// The kernel has no random numbers.
+    pub fn new() -> Result<Self, BoundError> {
+        let mut bytes = [0; 8];
+        let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+        filled.map_err(|e| refused(Path::new(ALL), e.into()))?;
+        Ok(Group(u64::from_le_bytes(bytes)))
     }
-    for controller in CONTROLLERS {
+
+    fn file(self, name: &str) -> PathBuf {
+        Path::new(&format!("{PREFIX}{:016x}", self.0)).join(name)
+    }
+}
+
+impl Groups {
+    /// Opens the folders of all machines' groups, makes them where there are none, and removes the groups of those that have ended.
+    ///
+    /// # Errors
+    /// See [`BoundError`].
+    pub fn open(bounds: &Bounds) -> Result<Self, BoundError> {
+        let hierarchies = hierarchies(&read("/proc/self/mountinfo")?, &read("/proc/self/cgroup")?);
+        let has_all = |one: &&Hierarchy| one.controllers.is_empty() && has_controllers(&one.mount);
+        let places = match hierarchies.iter().find(has_all) {
+            Some(unified) => vec![of_version_2(unified, bounds)?],
+            None => of_version_1(&hierarchies, bounds)?,
+        };
+        Ok(Groups { places, memory_max: bounds.memory_max })
+    }
+
+    /// Makes a group and moves the calling process into it.
+    ///
+    /// # Errors
+    /// See [`BoundError`]; the process may be in some of its groups then, and must end.
+    pub fn enter(&self, group: Group) -> Result<(), BoundError> {
+        self.places.iter().try_for_each(|place| place.enter(group))
+    }
+
+    /// Bytes that the bound leaves to the machines of a group; `None` where their memory is not bounded.
+    pub fn memory_left(&self, group: Group) -> Option<u64> {
+        let max = self.memory_max?;
+        let files = [group.file("memory.current"), group.file("memory.usage_in_bytes")];
+        let used = self.read_first(&files)?.trim().parse().ok()?;
+        Some(max.saturating_sub(used))
+    }
+
+    /// Whether the kernel has ended a process of this group because the bound left it no memory.
+    pub fn is_out_of_memory(&self, group: Group) -> bool {
+        // Both have a line `oom_kill NUMBER`.
+        let events = self.read_first(&[group.file("memory.events"), group.file("memory.oom_control")]);
+        let killed = |line: &str| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0");
+        events.is_some_and(|text| text.lines().any(killed))
+    }
+
+    /// Removes the group of a machine that has ended. One that cannot be removed is left to the next start.
+    pub fn remove(&self, group: Group) {
+        for place in &self.places {
+            rustix::fs::unlinkat(&place.folder, group.file(""), AtFlags::REMOVEDIR).ok();
+        }
+    }
+
+    fn read_first(&self, files: &[PathBuf]) -> Option<String> {
+        let mut all = self.places.iter().flat_map(|place| files.iter().map(|file| place.read(file)));
+        all.find_map(Result::ok)
+    }
+}
+
+fn of_version_2(unified: &Hierarchy, bounds: &Bounds) -> Result<Place, BoundError> {
+    let base = beside(unified);
+    let all = base.join(ALL);
+    make(&all)?;
+    for group in [&base, &all] {
+        write(&group.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
+    }
+    Place::open(all, bounds.of_version_2())
+}
+
+fn of_version_1(hierarchies: &[Hierarchy], bounds: &Bounds) -> Result<Vec<Place>, BoundError> {
+    let bounded = CONTROLLERS.into_iter().map(|controller| (controller, bounds.of_version_1(controller)));
+    let place = |(controller, settings): (&'static str, Vec<Setting>)| {
         let has = |one: &&Hierarchy| one.controllers.iter().any(|name| name == controller);
         let hierarchy = hierarchies.iter().find(has).ok_or(BoundError::NoController { controller })?;
         let all = hierarchy.own.join(ALL);
         make(&all)?;
-        enter_new(&all, &bounds.of_version_1(controller))?;
-    }
-    Ok(())
+        Place::open(all, settings)
+    };
+    // Only what is needed: whoever enters a group waits until the kernel has seen every processor, and all forks with him.
+    bounded.filter(|(_, settings)| !settings.is_empty()).map(place).collect()
 }
 
 /// Where version 2 allows a group with bounds.
@@ -143,21 +235,63 @@ fn has_controllers(mount: &Path) -> bool {
     CONTROLLERS.iter().all(|name| offered.split_whitespace().any(|one| one == *name))
 }
 
-fn enter_new(all: &Path, settings: &[Setting]) -> Result<(), BoundError> {
-    remove_ended(all);
-    let mut outcome = Ok(());
-    for _ in 0..TRIES {
-        let group = all.join(format!("vm-{:016x}", random()?));
-        outcome = make(&group).and_then(|()| {
-            settings.iter().try_for_each(|(file, value)| write(&group.join(file), value))?;
-            write(&group.join("cgroup.procs"), "0")
-        });
-        match &outcome {
-            Err(BoundError::Refused { source, .. }) if is_gone(source) => {}
-            _ => break,
-        }
+/// The folder of all machines' groups in one hierarchy.
+#[derive(Debug)]
+struct Place {
+    /// Where it was when it was opened.
+    path: PathBuf,
+    folder: OwnedFd,
+    settings: Vec<Setting>,
+}
+
+impl Place {
+    fn open(path: PathBuf, settings: Vec<Setting>) -> Result<Self, BoundError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let opened = rustix::fs::open(&path, flags, Mode::empty());
+        let folder = opened.map_err(|e| refused(&path, e.into()))?;
+        remove_ended(&folder).map_err(|e| refused(&path, e))?;
+        Ok(Place { path, folder, settings })
     }
-    outcome
+
+    fn enter(&self, group: Group) -> Result<(), BoundError> {
+        let mut outcome = Ok(());
+        for _ in 0..TRIES {
+            outcome = self.enter_once(group);
+            match &outcome {
+                Err(BoundError::Refused { source, .. }) if is_gone(source) => {}
+                _ => break,
+            }
+        }
+        outcome
+    }
+
+    fn enter_once(&self, group: Group) -> Result<(), BoundError> {
+        let name = group.file("");
+        match rustix::fs::mkdirat(&self.folder, &name, Mode::from_raw_mode(0o755)) {
+            // Made before, for another controller of the same hierarchy.
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(e) => return Err(refused(&self.path.join(name), e.into())),
+        }
+        let settings = self.settings.iter().map(|(file, value)| (*file, value.as_str()));
+        settings
+            .chain([("cgroup.procs", "0")])
+            .try_for_each(|(file, value)| self.write(&group.file(file), value))
+    }
+
+    fn write(&self, file: &Path, value: &str) -> Result<(), BoundError> {
+        let written = self.file(file, OFlags::WRONLY).and_then(|mut file| file.write_all(value.as_bytes()));
+        written.map_err(|e| refused(&self.path.join(file), e))
+    }
+
+    fn read(&self, file: &Path) -> io::Result<String> {
+        let mut text = String::new();
+        self.file(file, OFlags::RDONLY)?.read_to_string(&mut text)?;
+        Ok(text)
+    }
+
+    fn file(&self, file: &Path, flags: OFlags) -> io::Result<File> {
+        Ok(rustix::fs::openat(&self.folder, file, flags | OFlags::CLOEXEC, Mode::empty())?.into())
+    }
 }
 
 /// Whether another start has taken the group away.
@@ -166,19 +300,13 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// Groups that have processes cannot be removed.
-fn remove_ended(all: &Path) {
-    for group in fs::read_dir(all).into_iter().flatten().flatten() {
-        if group.file_name().as_encoded_bytes().starts_with(b"vm-") {
-            fs::remove_dir(group.path()).ok();
+fn remove_ended(all: &OwnedFd) -> io::Result<()> {
+    for entry in Dir::read_from(all)?.flatten() {
+        if entry.file_name().to_bytes().starts_with(PREFIX.as_bytes()) {
+            rustix::fs::unlinkat(all, entry.file_name(), AtFlags::REMOVEDIR).ok();
         }
     }
-}
-
-fn random() -> Result<u64, BoundError> {
-    let mut bytes = [0; 8];
-    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
-    filled.map_err(|e| refused(Path::new(ALL), e.into()))?;
-    Ok(u64::from_le_bytes(bytes))
+    Ok(())
 }
 
 fn refused(path: &Path, source: io::Error) -> BoundError {
@@ -193,10 +321,8 @@ fn make(path: &Path) -> Result<(), BoundError> {
 }
 
 fn write(path: &Path, value: &str) -> Result<(), BoundError> {
-    let opened = fs::File::options().write(true).open(path);
-    opened
-        .and_then(|mut file| io::Write::write_all(&mut file, value.as_bytes()))
-        .map_err(|e| refused(path, e))
+    let opened = File::options().write(true).open(path);
+    opened.and_then(|mut file| file.write_all(value.as_bytes())).map_err(|e| refused(path, e))
 }
 
 fn read(path: &str) -> Result<String, BoundError> {

@@ -5,11 +5,16 @@ use std::path::{Path, PathBuf};
 /// Of what a limit leaves, the part that may be filled ahead of need: the rest is for what the clone does next.
 const SHARE: u64 = 2;
 
+/// Bytes that may be filled ahead of need where a limit leaves `left`.
+pub fn fillable(left: u64) -> u64 {
+    left / SHARE
+}
+
 /// Bytes that may be filled ahead of need; `None` without a limit. To be asked while /proc is there.
 pub fn free_bytes() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
     let files = groups.lines().filter_map(files);
-    files.filter_map(|(limit, used)| Some(number(&limit)?.saturating_sub(number(&used)?) / SHARE)).min()
+    files.filter_map(|(limit, used)| Some(fillable(number(&limit)?.saturating_sub(number(&used)?)))).min()
 }
 
 /// The files of a line of /proc/self/cgroup (cgroups(7)) that hold limit and use.

@@ -17,7 +17,7 @@ mod source;
 mod uffd;
 
 pub use ahead::{GuestTables, map_ahead};
-pub use budget::free_bytes;
+pub use budget::{fillable, free_bytes};
 pub use collapse::{make_huge, tmpfs_has_huge_pages};
 pub use mapping::{
     MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,

@@ -1,6 +1,6 @@
 //! The HTTP API: which request does what (docs/openapi.yaml).
 
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
@@ -62,8 +62,13 @@ impl Response {
             Kind::HostCannot | Kind::Internal => (503, "platform"),
             Kind::BadBundle | Kind::GuestFailed | Kind::NotUnique => (502, "platform"),
         };
-        let response = Response::json(status, &failure.to_json()).with("Ember-Error", whose);
+        let response = Response::blamed(status, whose, failure);
         if status == 503 { response.with("Retry-After", RETRY_AFTER) } else { response }
+    }
+
+    /// A failure that is somebody's in particular.
+    fn blamed(status: u16, whose: &str, failure: &Failure) -> Self {
+        Response::json(status, &failure.to_json()).with("Ember-Error", whose)
     }
 
     fn with(mut self, name: &'static str, value: &str) -> Self {
@@ -76,15 +81,17 @@ impl Response {
     }
 }
 
-/// Serves one connection to its end; one that is not allowed gets that for an answer.
-pub fn serve(daemon: &Daemon, connection: &Connection, allowed: bool) {
+/// Tells somebody who may not use the daemon.
+///
+/// # Errors
+/// He does not listen.
+pub fn refuse(to: &mut impl Write) -> io::Result<()> {
+    Response::refusal(403, "This user may not use this daemon").write(to, false)
+}
+
+/// Serves one connection to its end.
+pub fn serve(daemon: &Daemon, connection: &Connection) {
     let mut from = BufReader::new(connection);
-    if !allowed {
-        let (mut to, refusal) = (connection, Response::refusal(403, "This user may not use this daemon"));
-        // Whoever is refused before he has asked takes it for a connection that failed.
-        Head::request(&mut from).map(|_| refusal.write(&mut to, false)).ok();
-        return;
-    }
     while let Some(keep_alive) = serve_one(daemon, connection, &mut from) {
         if !keep_alive {
             return;
@@ -95,7 +102,11 @@ pub fn serve(daemon: &Daemon, connection: &Connection, allowed: bool) {
 /// Serves one request; whether the connection goes on, or `None` at its end.
 fn serve_one(daemon: &Daemon, connection: &Connection, from: &mut BufReader<&Connection>) -> Option<bool> {
     let mut to = connection;
-    let head = match Head::request(from) {
+    // It may be silent before a request; once that has begun, its head has to come.
+    if from.fill_buf().ok()?.is_empty() {
+        return None;
+    }
+    let head = match connection.in_time(|| Head::request(from)).ok()? {
         Ok(head) => head?,
         Err(RequestError::Bad { why, status }) => {
             Response::refusal(status, &why).write(&mut to, false).ok();
@@ -103,6 +114,12 @@ fn serve_one(daemon: &Daemon, connection: &Connection, from: &mut BufReader<&Con
         }
         Err(RequestError::Io(_)) => return None,
     };
+    if !daemon.allows(connection, head.header("authorization")) {
+        // Nor is a body read for him.
+        let refusal = Response::refusal(401, "The request does not bring the word that --tcp-token asks for");
+        refusal.with("WWW-Authenticate", "Bearer").write(&mut to, false).ok();
+        return None;
+    }
     let _answering = daemon.answering();
     let keep_alive = head.keeps_alive() && !daemon.is_draining();
     if head.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
@@ -199,9 +216,7 @@ fn register(daemon: &Daemon, name: &str, body: &[u8]) -> Response {
         Ok(true) => Response::json(201, &json!({ "name": name })),
         Ok(false) => Response::json(200, &json!({ "name": name })),
         // Whatever is wrong with the bundle, it is what this request named.
-        Err(failure) if failure.kind() == Kind::BadBundle => {
-            Response { status: 400, ..Response::failure(&failure) }
-        }
+        Err(failure) if failure.kind() == Kind::BadBundle => Response::blamed(400, "request", &failure),
         Err(failure) => Response::failure(&failure),
     }
 }

@@ -1,5 +1,6 @@
 //! The daemon: its sockets, a thread for each connection, and its end.
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -15,10 +16,12 @@ use rustix::fs::Mode;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::failure::{Failure, Kind};
+use crate::jail::Bounds;
 
 use super::api;
 use super::pool::Pool;
 use super::registry::{Function, Registry, Settings};
+use super::token::Token;
 use super::zygote::Zygote;
 
 /// Most connections at once.
@@ -28,8 +31,8 @@ const OWN_DESCRIPTORS: u64 = 32;
 const DESCRIPTORS_PER_EVENT: u64 = 4;
 /// Stack of a connection's thread, bytes.
 const STACK: usize = 256 << 10;
-/// How long a connection may be silent between and within requests.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// Most connections that are accepted before anything else is looked at.
+const ACCEPTED_MAX: usize = 64;
 /// How long nothing is accepted when there are as many connections as may be, or no descriptor is left.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -42,16 +45,29 @@ pub struct Asked {
     pub mode: u32,
     /// Users who may speak with it, beside root and the daemon's own.
     pub uids: Vec<u32>,
-    /// A TCP address to listen at too. Whoever reaches it may do everything.
-    pub tcp: Option<SocketAddr>,
+    /// Where to listen on TCP too.
+    pub tcp: Option<Tcp>,
     /// Shells that wait for each shape of machine.
     pub shells: usize,
     /// Whether a shell that lacks a wall of its jail is refused.
     pub whole: bool,
+    /// What each shell and its clone may use.
+    pub bounds: Bounds,
     /// Longest wait for events to end when the daemon is told to.
     pub drain: Duration,
+    /// How long a connection may be silent between and within requests, and how long a request's head may take.
+    pub idle: Duration,
     /// Functions from the start.
     pub functions: Vec<(String, PathBuf)>,
+}
+
+/// Where to listen on TCP, and for whom.
+#[derive(Debug, Clone)]
+pub struct Tcp {
+    /// The address.
+    pub address: SocketAddr,
+    /// What requests have to bring; without it whoever reaches the address may do everything.
+    pub token: Option<Token>,
 }
 
 /// A running daemon.
@@ -63,6 +79,8 @@ pub struct Daemon {
     pub pool: Arc<Pool>,
     shells: usize,
     uids: Vec<u32>,
+    token: Option<Token>,
+    idle: Duration,
     draining: AtomicBool,
     connections_max: usize,
     connections: AtomicUsize,
@@ -80,13 +98,15 @@ pub fn serve(asked: &Asked) -> Result<(), Failure> {
     // Before the zygote, which holds a descriptor of every shell.
     let descriptors = raise_limit();
     // While there is one thread and nothing that is worth copying.
-    let zygote = Zygote::start(asked.whole)?;
+    let zygote = Zygote::start(asked.whole, &asked.bounds)?;
     let listeners = Listeners::bind(asked)?;
     let daemon = Arc::new(Daemon {
         registry: Registry::default(),
         pool: Arc::new(Pool::new(zygote)),
         shells: asked.shells,
         uids: [vec![0, rustix::process::geteuid().as_raw()], asked.uids.clone()].concat(),
+        token: asked.tcp.as_ref().and_then(|tcp| tcp.token.clone()),
+        idle: asked.idle,
         draining: AtomicBool::new(false),
         connections_max: connections_max(descriptors),
         connections: AtomicUsize::new(0),
@@ -130,6 +150,14 @@ impl Daemon {
         }
         for (shape, shells) in wanted {
             self.pool.want(shape, shells);
+        }
+    }
+
+    /// Whether whoever asks by `connection` may: on a unix socket that was settled when it was accepted.
+    pub fn allows(&self, connection: &Connection, authorization: Option<&str>) -> bool {
+        match (&connection.stream, &self.token) {
+            (Stream::Tcp(_), Some(token)) => token.is_in(authorization),
+            _ => true,
         }
     }
 
@@ -216,8 +244,8 @@ impl Listeners {
             let tell = tell.try_clone().map_err(|e| failed(&e))?;
             signal_hook::low_level::pipe::register(signal, tell).map_err(|e| failed(&e))?;
         }
-        let tcp = asked.tcp.map(|address| {
-            let listener = TcpListener::bind(address)?;
+        let tcp = asked.tcp.as_ref().map(|tcp| {
+            let listener = TcpListener::bind(tcp.address)?;
             listener.set_nonblocking(true).map(|()| listener)
         });
         let tcp = tcp
@@ -244,39 +272,56 @@ impl Listeners {
                 return Err(Failure::text(Kind::Internal, "The zygote has ended; nothing can be served"));
             }
             if ready.get(1) == Some(&true) {
-                self.accept_all(daemon, || Ok(Connection::Unix(self.unix.accept()?.0)));
+                accept_some(daemon, || Ok(Stream::Unix(self.unix.accept()?.0)));
             }
             if let (Some(true), Some(tcp)) = (ready.get(2), &self.tcp) {
-                self.accept_all(daemon, || Ok(Connection::Tcp(tcp.accept()?.0)));
-            }
-        }
-    }
-
-    fn accept_all(&self, daemon: &Arc<Daemon>, accept: impl Fn() -> io::Result<Connection>) {
-        loop {
-            // Those that are too many wait in the kernel's queue.
-            if daemon.connections.load(Ordering::SeqCst) >= daemon.connections_max {
-                return std::thread::sleep(PAUSE);
-            }
-            match accept() {
-                Ok(connection) => begin(daemon, connection),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-                // Descriptors come back as events end.
-                Err(_) => return std::thread::sleep(PAUSE),
+                accept_some(daemon, || Ok(Stream::Tcp(tcp.accept()?.0)));
             }
         }
     }
 }
 
-fn begin(daemon: &Arc<Daemon>, connection: Connection) {
-    if connection.prepare().is_err() {
-        return;
+/// Accepts those that wait, not so many that nothing else would be heeded while somebody connects without end.
+fn accept_some(daemon: &Arc<Daemon>, accept: impl Fn() -> io::Result<Stream>) {
+    for _ in 0..ACCEPTED_MAX {
+        // Those that are too many wait in the kernel's queue.
+        if daemon.connections.load(Ordering::SeqCst) >= daemon.connections_max {
+            return std::thread::sleep(PAUSE);
+        }
+        match accept() {
+            Ok(stream) if is_allowed(&stream, &daemon.uids) => begin(daemon, stream),
+            Ok(stream) => refuse(&stream),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            // Descriptors come back as events end.
+            Err(_) => return std::thread::sleep(PAUSE),
+        }
     }
+}
+
+fn is_allowed(stream: &Stream, uids: &[u32]) -> bool {
+    match stream {
+        Stream::Unix(stream) => {
+            rustix::net::sockopt::socket_peercred(stream).is_ok_and(|peer| uids.contains(&peer.uid.as_raw()))
+        }
+        Stream::Tcp(_) => true,
+    }
+}
+
+/// Says no and hangs up. Nothing is read and nothing is waited for, lest whoever may not use the daemon keep something of it.
+fn refuse(stream: &Stream) {
+    if let Stream::Unix(stream) = stream {
+        let mut to = stream;
+        stream.set_nonblocking(true).and_then(|()| api::refuse(&mut to)).ok();
+    }
+}
+
+fn begin(daemon: &Arc<Daemon>, stream: Stream) {
+    let Ok(connection) = Connection::new(stream, daemon.idle) else { return };
     daemon.connections.fetch_add(1, Ordering::SeqCst);
     let own = Arc::clone(daemon);
     let served = thread("connection", move || {
-        api::serve(&own, &connection, connection.is_allowed(&own.uids));
+        api::serve(&own, &connection);
         own.connections.fetch_sub(1, Ordering::SeqCst);
     });
     if served.is_err() {
@@ -302,7 +347,16 @@ fn remove_stale(path: &Path) -> Result<(), Failure> {
 
 /// A connection of either kind.
 #[derive(Debug)]
-pub enum Connection {
+pub struct Connection {
+    stream: Stream,
+    /// How long it may be silent.
+    idle: Duration,
+    /// When what is read has to be whole.
+    until: Cell<Option<Instant>>,
+}
+
+#[derive(Debug)]
+enum Stream {
     /// On this host.
     Unix(UnixStream),
     /// From anywhere.
@@ -310,53 +364,69 @@ pub enum Connection {
 }
 
 impl Connection {
-    fn is_allowed(&self, uids: &[u32]) -> bool {
-        match self {
-            Connection::Unix(stream) => rustix::net::sockopt::socket_peercred(stream)
-                .is_ok_and(|peer| uids.contains(&peer.uid.as_raw())),
-            Connection::Tcp(_) => true,
-        }
-    }
-
-    fn prepare(&self) -> io::Result<()> {
-        match self {
-            Connection::Unix(stream) => {
+    fn new(stream: Stream, idle: Duration) -> io::Result<Self> {
+        match &stream {
+            Stream::Unix(stream) => {
                 stream.set_nonblocking(false)?;
-                stream.set_read_timeout(Some(SILENCE_MAX))?;
-                stream.set_write_timeout(Some(SILENCE_MAX))
+                stream.set_write_timeout(Some(idle))?;
             }
-            Connection::Tcp(stream) => {
+            Stream::Tcp(stream) => {
                 stream.set_nonblocking(false)?;
                 stream.set_nodelay(true)?;
-                stream.set_read_timeout(Some(SILENCE_MAX))?;
-                stream.set_write_timeout(Some(SILENCE_MAX))
+                stream.set_write_timeout(Some(idle))?;
             }
+        }
+        let connection = Connection { stream, idle, until: Cell::new(None) };
+        connection.wait_at_most(idle)?;
+        Ok(connection)
+    }
+
+    /// Has everything that `read` reads come within the time that the connection may be silent.
+    ///
+    /// # Errors
+    /// The connection failed.
+    pub fn in_time<T>(&self, read: impl FnOnce() -> T) -> io::Result<T> {
+        self.until.set(Some(Instant::now() + self.idle));
+        let outcome = read();
+        self.until.set(None);
+        self.wait_at_most(self.idle)?;
+        Ok(outcome)
+    }
+
+    fn wait_at_most(&self, time: Duration) -> io::Result<()> {
+        match &self.stream {
+            Stream::Unix(stream) => stream.set_read_timeout(Some(time)),
+            Stream::Tcp(stream) => stream.set_read_timeout(Some(time)),
         }
     }
 
     /// How it is noticed that the other side has gone. On TCP that cannot be told from one that only says no more.
     pub fn goes(&self) -> (BorrowedFd<'_>, PollFlags) {
-        match self {
-            Connection::Unix(stream) => (stream.as_fd(), PollFlags::HUP),
-            Connection::Tcp(stream) => (stream.as_fd(), PollFlags::RDHUP),
+        match &self.stream {
+            Stream::Unix(stream) => (stream.as_fd(), PollFlags::HUP),
+            Stream::Tcp(stream) => (stream.as_fd(), PollFlags::RDHUP),
         }
     }
 }
 
 impl Read for &Connection {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        match *self {
-            Connection::Unix(stream) => (&*stream).read(into),
-            Connection::Tcp(stream) => (&*stream).read(into),
+        if let Some(until) = self.until.get() {
+            let left = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+            self.wait_at_most(left.ok_or(io::ErrorKind::TimedOut)?)?;
+        }
+        match &self.stream {
+            Stream::Unix(stream) => (&*stream).read(into),
+            Stream::Tcp(stream) => (&*stream).read(into),
         }
     }
 }
 
 impl Write for &Connection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match *self {
-            Connection::Unix(stream) => (&*stream).write(bytes),
-            Connection::Tcp(stream) => (&*stream).write(bytes),
+        match &self.stream {
+            Stream::Unix(stream) => (&*stream).write(bytes),
+            Stream::Tcp(stream) => (&*stream).write(bytes),
         }
     }
 

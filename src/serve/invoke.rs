@@ -170,18 +170,17 @@ fn send(
     let manifest = if fresh { manifest } else { &[] };
     match job::send(&shell.socket, &job, manifest, &call.body, &job::borrowed(handles)) {
         Ok(()) => Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Err(lost(shell)),
+        // What it has not read, or has said without being asked, makes an end of it a reset.
+        Err(e) if matches!(e.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => {
+            Err(lost(shell))
+        }
         Err(e) => Err(cannot(e)),
     }
 }
 
 /// The failure of a shell that has said nothing.
 fn lost(shell: &Shell) -> Refusal {
-    let end = match shell.end() {
-        Some(code) if code < 0 => format!("it was killed by signal {}", -code),
-        Some(code) => format!("it exited with {code}"),
-        None => "nobody knows how".to_owned(),
-    };
+    let end = shell.end().map_or_else(|| "nobody knows how".to_owned(), |end| format!("it {end}"));
     Refusal::Failed(Failure::text(
         Kind::GuestFailed,
         format!("The clone's process ended without an answer: {end}"),

@@ -132,7 +132,7 @@ pub fn receive_more(from: &File) -> io::Result<Option<Received>> {
     if got == 0 { Ok(None) } else { parts(&mut first.chain(from), Vec::new()).map(Some) }
 }
 
-fn parts(bytes: &mut impl Read, files: Vec<File>) -> io::Result<Received> {
+pub(super) fn parts(bytes: &mut impl Read, files: Vec<File>) -> io::Result<Received> {
     let mut head = [0; HEAD_LEN];
     bytes.read_exact(&mut head)?;
     let [text, manifest, body] = lengths(&head).ok_or(io::ErrorKind::FileTooLarge)?;

@@ -14,7 +14,7 @@ use crate::failure::{Failure, Kind};
 use crate::vm::Shape;
 
 use super::frame::Frame;
-use super::zygote::{News, Zygote};
+use super::zygote::{End, News, Zygote};
 
 /// Shells that are made at the same time, for each processor: more would only take it from each other.
 const MAKING_PER_CPU: usize = 2;
@@ -47,13 +47,13 @@ impl Shell {
         is_alive(&self.process)
     }
 
-    /// How its process ended: exit code or minus the signal; `None` while the zygote has not told.
-    pub fn end(&self) -> Option<i32> {
+    /// How its process ended; `None` while the zygote has not told.
+    pub fn end(&self) -> Option<End> {
         let limit = Instant::now() + NEWS_MAX;
         let mut state = self.pool.lock();
         loop {
-            if let Some(code) = state.ended.get(&self.id) {
-                return Some(*code);
+            if let Some(end) = state.ended.get(&self.id) {
+                return Some(*end);
             }
             let left = limit.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
             state = wait(&self.pool.changed, state, left);
@@ -85,7 +85,7 @@ struct State {
     lines: HashMap<Shape, Line>,
     next_id: u64,
     /// How the last shells ended.
-    ended: BTreeMap<u64, i32>,
+    ended: BTreeMap<u64, End>,
     /// Why the last shell could not be made, and when that was.
     refused: Option<(Failure, Instant)>,
     /// How much of a jail the last shell had.
@@ -319,16 +319,17 @@ impl Pool {
                 let failure = Failure::text(Kind::HostCannot, text);
                 state.refused = Some((failure, Instant::now()));
             }
-            News::Ended { id, code } => {
+            News::Ended { id, end } => {
                 let making = state.lines.values().any(|line| line.making.contains_key(&id));
                 if state.forget(id) {
                     state.died += 1;
                 }
                 // One that said why is gone from the list already.
                 if making {
-                    state.refused = Some((ended(code), Instant::now()));
+                    let text = format!("A shell {end} while it was made");
+                    state.refused = Some((Failure::text(Kind::HostCannot, text), Instant::now()));
                 }
-                state.ended.insert(id, code);
+                state.ended.insert(id, end);
                 while state.ended.len() > ENDS {
                     state.ended.pop_first();
                 }
@@ -378,12 +379,6 @@ impl State {
             line.making.remove(&id).is_some() || line.ready.len() < before
         })
     }
-}
-
-fn ended(code: i32) -> Failure {
-    let how =
-        if code < 0 { format!("was killed by signal {}", -code) } else { format!("exited with {code}") };
-    Failure::text(Kind::HostCannot, format!("A shell {how} while it was made"))
 }
 
 /// Whether the process behind a pidfd has not ended.

@@ -15,7 +15,7 @@ use crate::config::{Paging, Prefetch, Verify};
 use crate::failure::console::Console;
 use crate::failure::{Failure, Kind, ToFailure};
 use crate::function::{Conversation, Event, Notice};
-use crate::jail::{self, Entry, Filter, LastWords, List, Order, Uids, Walls};
+use crate::jail::{self, Entry, Filter, Group, Groups, LastWords, List, Order, Uids, Walls};
 use crate::memory::{self, Door, Program};
 use crate::vm::identity::{self, Asked};
 use crate::vm::{self, AnswerSink, Drive, Host, Machine, Opened, RestoreOptions, Shape, Timeline};
@@ -37,6 +37,8 @@ pub struct Making {
     pub kvm: OwnedFd,
     /// An open `/dev/null`.
     pub null: OwnedFd,
+    /// The control group that it is to enter, and where.
+    pub group: Option<(Groups, Group)>,
     /// Memory and vCPUs.
     pub shape: Shape,
     /// Whether a lacking wall is a failure.
@@ -47,12 +49,12 @@ pub struct Making {
 
 /// Lives a shell's life to its end.
 pub fn live(making: Making) {
-    let Making { entry, daemon, kvm, null, shape, whole, program } = making;
+    let Making { entry, daemon, kvm, null, group, shape, whole, program } = making;
     let order = Order { uids: Uids::default(), file_bytes_max: FILE_BYTES_MAX, null: null.as_fd(), whole };
     let mut to = &daemon;
     // What goes wrong is told to the daemon; nothing a guest brings about reaches its terminal or its log.
     rustix::stdio::dup2_stdout(&null).and_then(|()| rustix::stdio::dup2_stderr(&null)).ok();
-    match make(entry, &order, kvm, shape, &program) {
+    match make(entry, group, &order, kvm, shape, &program) {
         Ok((shell, walls)) => {
             let ready = Ready { jail: walls.level().name().to_owned() };
             if Frame::Ready(ready).write(&mut to).is_ok() {
@@ -66,11 +68,14 @@ pub fn live(making: Making) {
 
 fn make(
     entry: Entry,
+    group: Option<(Groups, Group)>,
     order: &Order<'_>,
     kvm: OwnedFd,
     shape: Shape,
     program: &Program,
 ) -> Result<(Waiting, Walls), Failure> {
+    // First: what it takes from here on counts, and nothing of the groups may stay open in the jail.
+    let memory_left = group.map(|(groups, group)| bounded(&groups, group)).transpose()?.flatten();
     let walls = entry.enter(order)?;
     let host = Host::of_device(kvm, Some(List::Vcpu))?;
     let memory = memory::anonymous(shape.memory_bytes).map_err(vm::StartError::from)?;
@@ -78,7 +83,13 @@ fn make(
     let running = Filter::new(List::Main)?;
     jail::confine(List::Shell)?;
     program.bring_in();
-    Ok((Waiting { shell, running }, walls))
+    Ok((Waiting { shell, running, memory_left }, walls))
+}
+
+/// Bounds the calling process; how much memory that leaves it, where it is bounded.
+fn bounded(groups: &Groups, group: Group) -> Result<Option<u64>, Failure> {
+    groups.enter(group)?;
+    Ok(groups.memory_left(group))
 }
 
 /// A shell that is made.
@@ -86,6 +97,8 @@ struct Waiting {
     shell: vm::Shell,
     /// What the main thread confines itself to before it heeds a guest.
     running: Filter,
+    /// Bytes that the bounds of its control group left before the VM was made; `None` without such bounds.
+    memory_left: Option<u64>,
 }
 
 /// Waits for the first job, and serves it and those that follow.
@@ -107,7 +120,7 @@ fn clone(
     console: &Console,
     timeline: &mut Timeline,
 ) -> Result<(), Failure> {
-    let Waiting { shell, running } = waiting;
+    let Waiting { shell, running, memory_left } = waiting;
     let Received { job, manifest, body, mut files } = received;
     let deltas = files.split_off(job.files.len().min(files.len()));
     let bundle = Bundle::from_files(manifest, job.files.iter().cloned().zip(files).collect())?;
@@ -124,7 +137,7 @@ fn clone(
     let missing = || Failure::text(Kind::Internal, "A drive's private file was not sent");
     let drives = vm::drives(&bundle, |id| deltas.remove(&id.to_owned()).ok_or_else(missing))?;
     let (generation, options) = (message.generation, options(daemon));
-    let opened = Opened::in_shell(shell, drives, &bundle, options.prefetch);
+    let opened = Opened::in_shell(shell, drives, &bundle, options.prefetch, memory_left);
     let mut machine = vm::restore(&bundle, opened, generation, options, console.writer(), timeline)?;
     let function = &bundle.manifest().function;
     let mut conversation = Conversation::restored(function, bundle.manifest().agent_protocol)?;

@@ -3,6 +3,7 @@
 //!
 //! It is asked and answers through a socket that keeps messages apart. When the daemon is gone it ends, and its shells with it.
 
+use std::fmt;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::failure::{Failure, Kind};
-use crate::jail::{Forked, Keeper, Kept, MachineProcess, fork_machine};
+use crate::jail::{Bounds, Forked, Group, Groups, Keeper, Kept, MachineProcess, fork_machine};
 use crate::memory::Program;
 use crate::vm::Shape;
 
@@ -49,7 +50,26 @@ struct Ask {
 enum Say {
     Made { id: u64 },
     Refused { id: u64, failure: Failure },
-    Ended { id: u64, code: i32 },
+    Ended { id: u64, end: End },
+}
+
+/// How a shell's process has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Exit code, or minus the signal that killed it.
+    pub code: i32,
+    /// Whether the kernel killed it because its control group left it no memory.
+    pub out_of_memory: bool,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.code {
+            _ if self.out_of_memory => write!(f, "needed more memory than --memory-max allows"),
+            code if code < 0 => write!(f, "was killed by signal {}", -code),
+            code => write!(f, "exited with {code}"),
+        }
+    }
 }
 
 /// What became of a shell.
@@ -75,8 +95,8 @@ pub enum News {
     Ended {
         /// Which.
         id: u64,
-        /// Exit code, or minus the signal that killed it.
-        code: i32,
+        /// How.
+        end: End,
     },
     /// It is there, and no descriptor was left to reach it by.
     Unreachable {
@@ -87,11 +107,13 @@ pub enum News {
 
 impl Zygote {
     /// Forks the zygote off the calling process, which must have one thread. `whole` says whether a shell that lacks a wall of its
-    /// jail is a failure.
+    /// jail is a failure; where `bounds` has any, each shell gets a control group with them.
     ///
     /// # Errors
-    /// `/dev/kvm` cannot be opened, or there is no process.
-    pub fn start(whole: bool) -> Result<Self, Failure> {
+    /// `/dev/kvm` cannot be opened, shells cannot be bounded, or there is no process.
+    pub fn start(whole: bool, bounds: &Bounds) -> Result<Self, Failure> {
+        // Of an earlier daemon that was killed nothing else removes them.
+        let groups = if bounds.is_none() { None } else { Some(Groups::open(bounds)?) };
         let device = |path: &str| {
             let file = File::options().read(true).write(true).open(path);
             file.map_err(|e| Failure::text(Kind::HostCannot, format!("Cannot open {path}: {e}")))
@@ -103,7 +125,7 @@ impl Zygote {
             Forked::Parent(process) => Ok(Zygote { channel, process }),
             Forked::Machine => {
                 drop(channel);
-                match Nursery::open(other, kvm, null, whole).and_then(Nursery::keep) {
+                match Nursery::open(other, kvm, null, whole, groups).and_then(Nursery::keep) {
                     Ok(None) => {}
                     Ok(Some(making)) => shell::live(making),
                     Err(failure) => eprintln!("ember: {failure}"),
@@ -134,7 +156,7 @@ impl Zygote {
                 _ => News::Unreachable { id },
             },
             Say::Refused { id, failure } => News::Refused { id, failure },
-            Say::Ended { id, code } => News::Ended { id, code },
+            Say::Ended { id, end } => News::Ended { id, end },
         }))
     }
 
@@ -187,6 +209,8 @@ struct Nursery {
     kvm: OwnedFd,
     null: OwnedFd,
     whole: bool,
+    /// Where the groups of shells are made, where they have one.
+    groups: Option<Groups>,
     program: Program,
     keeper: Keeper,
     shells: Vec<Child>,
@@ -198,10 +222,17 @@ struct Child {
     process: MachineProcess,
     /// Readable when it has ended.
     handle: OwnedFd,
+    group: Option<Group>,
 }
 
 impl Nursery {
-    fn open(channel: OwnedFd, kvm: OwnedFd, null: OwnedFd, whole: bool) -> Result<Self, Failure> {
+    fn open(
+        channel: OwnedFd,
+        kvm: OwnedFd,
+        null: OwnedFd,
+        whole: bool,
+        groups: Option<Groups>,
+    ) -> Result<Self, Failure> {
         // What a terminal or a service manager sends goes to every process; when this one ends is the daemon's decision.
         for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register(signal, Arc::default()).map_err(|e| host(&e))?;
@@ -210,7 +241,7 @@ impl Nursery {
         keeper.close_inherited(null.as_fd());
         // Without it shells are slower.
         let program = Program::find().unwrap_or_default();
-        Ok(Nursery { channel, kvm, null, whole, program, keeper, shells: Vec::new() })
+        Ok(Nursery { channel, kvm, null, whole, groups, program, keeper, shells: Vec::new() })
     }
 
     /// Makes shells until the daemon is gone. Returns in each shell too, with what it is made of.
@@ -241,9 +272,9 @@ impl Nursery {
         let ended: Vec<bool> = ready.collect();
         let mut ended = ended.into_iter();
         for child in self.shells.extract_if(.., |_| ended.next().unwrap_or_default()) {
-            let code = child.process.wait().unwrap_or(-1);
+            let end = child.end(self.groups.as_ref());
             // A daemon that is gone is noticed by the next wait.
-            send(&self.channel, &Say::Ended { id: child.id, code }, &[]).ok();
+            send(&self.channel, &Say::Ended { id: child.id, end }, &[]).ok();
         }
         Ok(asked)
     }
@@ -263,6 +294,7 @@ impl Nursery {
         let (ours, daemon) = UnixStream::pair().map_err(|e| host(&e))?;
         let copy = |fd: &OwnedFd| fd.try_clone().map_err(|e| host(&e));
         let (kvm, null) = (copy(&self.kvm)?, copy(&self.null)?);
+        let group = self.groups.as_ref().map(|_| Group::new()).transpose()?;
         match self.keeper.fork()? {
             Kept::Keeper(process) => {
                 let handles = process.handle().and_then(|handle| Ok((handle.try_clone()?, handle)));
@@ -271,16 +303,28 @@ impl Nursery {
                     process.kill().and_then(|()| process.wait()).ok();
                     host(&e)
                 })?;
-                self.shells.push(Child { id: ask.id, process, handle });
+                self.shells.push(Child { id: ask.id, process, handle, group });
                 Ok(Made::Process(ours, told))
             }
             Kept::Machine(entry) => {
                 let shape = Shape { memory_bytes: ask.memory_bytes, vcpus: ask.vcpus };
                 let (whole, program) = (self.whole, self.program.clone());
                 let daemon = OwnedFd::from(daemon).into();
-                Ok(Made::Shell(Making { entry, daemon, kvm, null, shape, whole, program }))
+                let group = self.groups.take().zip(group);
+                Ok(Made::Shell(Making { entry, daemon, kvm, null, group, shape, whole, program }))
             }
         }
+    }
+}
+
+impl Child {
+    /// How it has ended. Its group goes with it.
+    fn end(&self, groups: Option<&Groups>) -> End {
+        let code = self.process.wait().unwrap_or(-1);
+        let Some((groups, group)) = groups.zip(self.group) else { return End { code, out_of_memory: false } };
+        let out_of_memory = groups.is_out_of_memory(group);
+        groups.remove(group);
+        End { code, out_of_memory }
     }
 }
 

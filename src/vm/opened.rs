@@ -137,11 +137,17 @@ impl Opened {
         Opened { hints: Hints::of(bundle, options.prefetch).with_host(options), ..self }
     }
 
-    /// A shell, and what somebody else has opened for it. It can open nothing itself: it looks for no huge pages and knows of no
-    /// memory limit.
-    pub fn in_shell(shell: Shell, drives: Vec<DriveSetup>, bundle: &Bundle, prefetch: Prefetch) -> Self {
+    /// A shell, and what somebody else has opened for it. It can open nothing itself: it looks for no huge pages, and knows of no
+    /// memory limit but that of its own group, which left `memory_left` bytes.
+    pub fn in_shell(
+        shell: Shell,
+        drives: Vec<DriveSetup>,
+        bundle: &Bundle,
+        prefetch: Prefetch,
+        memory_left: Option<u64>,
+    ) -> Self {
         let ground = Ground::Shell(Box::new(shell));
-        Opened { ground, drives, hints: Hints::of(bundle, prefetch) }
+        Opened { ground, drives, hints: Hints::of(bundle, prefetch).within(memory_left) }
     }
 }
 

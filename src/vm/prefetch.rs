@@ -39,6 +39,12 @@ impl Hints {
         Hints { expected, ..Hints::default() }
     }
 
+    /// Adds what a memory limit leaves, as somebody has asked before.
+    pub(super) fn within(mut self, memory_left: Option<u64>) -> Self {
+        self.copied_max = memory_left.map(|left| memory::fillable(left).max(UNASKED_MAX));
+        self
+    }
+
     /// Adds what the host tells of it, for a process that will be able to open nothing.
     pub(super) fn with_host(mut self, options: &RestoreOptions) -> Self {
         let backend = options.paging.backend(options.verify);

@@ -9,6 +9,7 @@
 
 pub mod attacker;
 pub mod bundles;
+pub mod groups;
 pub mod processes;
 pub mod serve;
 

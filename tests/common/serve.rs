@@ -69,6 +69,21 @@ impl Daemon {
         Self::run(&mut serve_command(&socket), socket)
     }
 
+    /// Starts one in a folder with more flags.
+    #[track_caller]
+    pub fn start_with(folder: &Path, flags: &[&str]) -> Self {
+        let socket = folder.join("socket");
+        Self::run(serve_command(&socket).args(flags), socket)
+    }
+
+    /// Starts this command with at most so many open files, listening at `socket`.
+    #[track_caller]
+    pub fn run_with_descriptors(serve: &Command, count: u32, socket: PathBuf) -> Self {
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("ulimit -n {count} && exec \"$@\""), "sh"]);
+        Self::run(command.arg(serve.get_program()).args(serve.get_args()), socket)
+    }
+
     /// Starts this command, which listens at `socket`.
     #[track_caller]
     pub fn run(command: &mut Command, socket: PathBuf) -> Self {
@@ -176,6 +191,19 @@ impl Drop for Daemon {
             child.wait().ok();
         }
     }
+}
+
+/// What a user of this host does. Only root can be another.
+pub fn as_user<T: Send>(uid: u32, act: impl FnOnce() -> T + Send) -> T {
+    let uid = rustix::fs::Uid::from_raw(uid);
+    std::thread::scope(|scope| {
+        // The kernel's users belong to threads.
+        let thread = scope.spawn(move || {
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            act()
+        });
+        thread.join().unwrap()
+    })
 }
 
 /// Kills a process that may be about to end by itself.

@@ -2,6 +2,9 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "clippy takes helpers of tests for the product")]
 
+#[path = "../../../fuzz/mutate.rs"]
+pub mod mutate;
+
 use std::path::{Path, PathBuf};
 
 use snapshot_format::index::{Builder, Chunk, Encoder, Granule, Place};
@@ -16,34 +19,13 @@ use snapshot_format::sections::{
 use snapshot_format::state::{FormatVersion, Writer};
 use snapshot_format::working_set::{PageRange, WorkingSet};
 
+use mutate::Numbers;
+
 /// The moment at which every sample was frozen.
 pub const FROZEN_AT: u64 = 1_764_000_000_123_456_789;
 
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// Numbers that look like content, the same ones for the same seed (splitmix64).
-#[derive(Debug, Clone)]
-pub struct Numbers(pub u64);
-
-impl Numbers {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut n = self.0;
-        n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        n ^ (n >> 31)
-    }
-
-    /// Less than `end`, which is not 0.
-    pub fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).unwrap()
-    }
-
-    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
-        (0..len).map(|_| self.next().to_le_bytes()[0]).collect()
-    }
 }
 
 fn blob(seed: u64, len: usize) -> Blob {

@@ -79,7 +79,11 @@ pub const GROUPS: [Group; 5] = [
     Group {
         name: "pool",
         faults: false,
-        parts: &[Part { limit: 900, ..natively("pool-native", "pool.sh", pool::pool) }],
+        parts: &[
+            Part { limit: 1800, ..natively("pool-native", "pool.sh", pool::pool) },
+            Part { argument: "answer", ..in_rig("pool-linux", "pool-linux.sh", pool::linux_answer) },
+            Part { argument: "density", ..in_rig("pool-density", "pool-linux.sh", pool::linux_density) },
+        ],
     },
     Group {
         name: "paging",

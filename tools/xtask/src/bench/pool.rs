@@ -1,5 +1,6 @@
-//! Figures of the pool of shells, on this machine's own KVM.
+//! Figures of the pool of shells, on this machine's own KVM and with Linux guests in the emulated host.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -57,15 +58,52 @@ pub fn pool(dir: &Path) -> Result<Measured> {
         "/s",
         "closed loop of 4 callers, 10 s, 16 shells, with refill and teardown",
     );
-    let leaks = leaks(&read(&dir.join("leaks"))?).context("No counts in leaks")?;
-    let method = "descriptors of the daemon, processes and mounts above the start, after 5 s of calls";
-    figures.add("pool.leaks_after_cycles", leaks, "", method);
-    let (clones, kib) = density(&read(&dir.join("density"))?).context("No figures in density")?;
-    let method = format!(
-        "MemAvailable before, less with {clones:.0} idle jailed clones of 256 MiB, over their number"
-    );
-    figures.add("density.idle_clone_kib", kib, "KiB", &method);
+    bounded(dir, &mut figures)?;
+    leaks(dir, &mut figures)?;
+    density(dir, "", &mut figures)?;
     Ok(figures)
+}
+
+/// The Python function, beside `ember run` in one boot of the emulated host.
+pub fn linux_answer(dir: &Path) -> Result<Measured> {
+    let mut figures = Measured::default();
+    let calls = calls(dir, "single.jsonl", "single")?;
+    let answer = of(&calls, us);
+    let what =
+        "Python lambda function, request at the client's socket to the end of the answer, 2 shells wait";
+    figures.time("pool.rig_restore_to_answer_us", &answer, what);
+    let first = of(&calls, |call| call.first_answer_us);
+    figures.time("pool.rig_first_answer_us", &first, "job sent to the answer's first piece");
+    let exit = of(&calls, |call| call.first_exit_us);
+    figures.time("pool.rig_activate_us", &exit, "job sent to the first guest exit");
+    let run = |label| Ok::<_, anyhow::Error>(Series::read(dir, "run.jsonl", label)?.of(|s| s.first_byte_us));
+    figures.time("pool.rig_run_us", &run("pooled")?, "`ember run --pool`, spawn to first byte");
+    let alone = "`ember run --no-jail`, spawn to first byte, in turn with it";
+    figures.time("pool.rig_run_alone_us", &run("alone")?, alone);
+    Ok(figures)
+}
+
+/// Idle clones of the Python function.
+pub fn linux_density(dir: &Path) -> Result<Measured> {
+    let mut figures = Measured::default();
+    density(dir, "linux_", &mut figures)?;
+    Ok(figures)
+}
+
+/// What a control group of its own costs a shell; only root has measured that.
+fn bounded(dir: &Path, figures: &mut Measured) -> Result<()> {
+    if !dir.join("activate-bounded.jsonl").exists() {
+        return Ok(());
+    }
+    for (name, what) in [("free", "without a control group"), ("bounded", "with one")] {
+        let first = of(&calls(dir, &format!("activate-{name}.jsonl"), "single")?, |call| call.first_exit_us);
+        let what = format!("job sent to the first guest exit, {what}, in turns of one run, 8 shells wait");
+        figures.time(&format!("pool.activate_{name}_us"), &first, &what);
+        let rate = of(&calls(dir, &format!("loop-{name}.jsonl"), "per_s")?, us);
+        let method = format!("closed loop of 4 callers, 1 s, in turns of one run, median, {rate}");
+        figures.add(&format!("pool.restores_{name}_per_s"), rate.median, "/s", &method);
+    }
+    Ok(())
 }
 
 fn us(call: &Call) -> f64 {
@@ -85,19 +123,83 @@ fn calls(dir: &Path, file: &str, label: &str) -> Result<Vec<Call>> {
     Ok(ours)
 }
 
-/// How much more there is of anything in the second line than in the first.
-fn leaks(text: &str) -> Option<f64> {
-    let numbers = |line: &str| line.split_whitespace().skip(1).map(|word| word.parse().ok()).collect();
-    let lines: Vec<Vec<f64>> = text.lines().map(numbers).collect::<Option<_>>()?;
-    let [before, after] = lines.as_slice() else { return None };
-    Some(before.iter().zip(after).map(|(before, after)| (after - before).max(0.0)).sum())
+/// How much more there is of anything after so many cycles.
+fn leaks(dir: &Path, figures: &mut Measured) -> Result<()> {
+    let (before, after) = (counts(dir, "leaks-before")?, counts(dir, "leaks-after")?);
+    let cycles = first_number(dir, "leaks-cycles")?;
+    let above = |name: &str| {
+        let of = |counts: &BTreeMap<String, f64>| counts.get(name).copied().unwrap_or(f64::NAN);
+        of(&after) - of(&before)
+    };
+    let kinds = ["descriptors", "processes", "mounts", "sockets", "groups"];
+    let leaks: f64 = kinds.map(|name| above(name).max(0.0)).iter().sum();
+    let method = format!("{} above the start, after {cycles:.0} events", kinds.join(", "));
+    figures.add("pool.leaks_after_cycles", leaks, "", &method);
+    let method = format!("private memory of daemon and zygote above the start, after {cycles:.0} events");
+    figures.add("pool.memory_after_cycles_kib", above("memory_kib"), "KiB", &method);
+    Ok(())
 }
 
-/// The number of clones and KiB of each.
-fn density(text: &str) -> Option<(f64, f64)> {
-    let numbers: Vec<f64> = text.split_whitespace().map(|word| word.parse().ok()).collect::<Option<_>>()?;
-    let [clones, before, after] = numbers.as_slice() else { return None };
-    Some((*clones, (before - after) / clones))
+/// What an idle clone takes, and of what that consists.
+fn density(dir: &Path, prefix: &str, figures: &mut Measured) -> Result<()> {
+    let (before, after) = (counts(dir, "density-before")?, counts(dir, "density-after")?);
+    let clones = first_number(dir, "density-clones")?;
+    let each = |name: &str| {
+        let of = |counts: &BTreeMap<String, f64>| counts.get(name).copied().unwrap_or(f64::NAN);
+        (of(&after) - of(&before)) / clones
+    };
+    let machines = machines(dir)?;
+    let median = |column: usize| Distribution::new(machines.iter().map(|row| row[column]).collect()).median;
+    let (own, all) = (median(2), -each("MemAvailable:"));
+    let key = |what: &str| format!("density.{prefix}{what}");
+    let method = format!(
+        "MemAvailable before, less with {clones:.0} idle jailed clones of 256 MiB, over their number"
+    );
+    figures.add(&key("idle_clone_kib"), all, "KiB", &method);
+    figures.add(
+        &key("guest_own_kib"),
+        own,
+        "KiB",
+        "of that, private dirty pages of the guest's memory, median",
+    );
+    figures.add(&key("besides_guest_kib"), all - own, "KiB", "the first less the second");
+    figures.add(&key("pss_kib"), median(0), "KiB", "proportional share of a clone's process, median");
+    figures.add(&key("process_tables_kib"), median(1), "KiB", "page tables of a clone's process, median");
+    let method = "more of it in the whole kernel, over the number of clones";
+    for (name, line) in
+        [("slab_kib", "Slab:"), ("tables_kib", "PageTables:"), ("secondary_tables_kib", "SecPageTables:")]
+    {
+        figures.add(&key(name), each(line), "KiB", method);
+    }
+    Ok(())
+}
+
+/// Lines of a name and a number.
+fn counts(dir: &Path, file: &str) -> Result<BTreeMap<String, f64>> {
+    let text = read(&dir.join(file))?;
+    let count = |line: &str| {
+        let mut words = line.split_whitespace();
+        Some((words.next()?.to_owned(), words.next()?.parse().ok()?))
+    };
+    text.lines()
+        .map(count)
+        .collect::<Option<_>>()
+        .with_context(|| format!("{file} has a line without a number"))
+}
+
+fn first_number(dir: &Path, file: &str) -> Result<f64> {
+    read(&dir.join(file))?.trim().parse().with_context(|| format!("{file} has no number"))
+}
+
+/// Of each clone, KiB: share, page tables, guest memory of its own.
+fn machines(dir: &Path) -> Result<Vec<[f64; 3]>> {
+    let text = read(&dir.join("density-machines"))?;
+    let row = |line: &str| {
+        let numbers: Vec<f64> =
+            line.split_whitespace().map(|word| word.parse().ok()).collect::<Option<_>>()?;
+        numbers.try_into().ok()
+    };
+    text.lines().map(row).collect::<Option<_>>().context("density-machines has a line without three numbers")
 }
 
 #[cfg(test)]
@@ -122,8 +224,28 @@ mod tests {
             put(&format!("burst-{n}.jsonl"), text);
         }
         put("loop.jsonl", "{\"label\":\"per_s\",\"us\":123}\n");
-        put("leaks", "before 10 20 30\nafter 11 19 30\n");
-        put("density", "500 600000 100000\n");
+        for (name, us) in [("free", 6), ("bounded", 7)] {
+            let text = format!("{{\"label\":\"single\",\"us\":9,\"first_exit_us\":{us}}}\n");
+            put(&format!("activate-{name}.jsonl"), &text);
+            put(&format!("loop-{name}.jsonl"), "{\"label\":\"per_s\",\"us\":50}\n");
+        }
+        let held = |memory, descriptors, groups| {
+            format!(
+                "memory_kib {memory}\ndescriptors {descriptors}\nprocesses 2\nmounts 3\nsockets 4\ngroups {groups}\n"
+            )
+        };
+        put("leaks-before", &held(800, 10, 16));
+        put("leaks-after", &held(808, 11, 15));
+        put("leaks-cycles", "10000\n");
+        let memory = |available, slab| {
+            format!(
+                "MemAvailable: {available} kB\nSlab: {slab} kB\nPageTables: 5 kB\nSecPageTables: 0 kB\nHugePages_Total: 0\n"
+            )
+        };
+        put("density-before", &memory(600_000, 100));
+        put("density-after", &memory(100_000, 600));
+        put("density-clones", "500\n");
+        put("density-machines", "900 40 300\n920 44 310\n910 42 320\n");
         let figures = pool(dir.path()).unwrap();
         let expected = [
             ("pool.activate_p50_us", 7.0),
@@ -133,7 +255,14 @@ mod tests {
             ("burst.256.wall_ms", 8.0),
             ("burst.restores_per_s", 123.0),
             ("pool.leaks_after_cycles", 1.0),
+            ("pool.memory_after_cycles_kib", 8.0),
+            ("pool.activate_bounded_us", 7.0),
+            ("pool.restores_free_per_s", 50.0),
             ("density.idle_clone_kib", 1000.0),
+            ("density.guest_own_kib", 310.0),
+            ("density.besides_guest_kib", 690.0),
+            ("density.pss_kib", 910.0),
+            ("density.slab_kib", 1.0),
         ];
         for (name, value) in expected {
             assert!((figures.value(name).unwrap() - value).abs() < 1e-9, "{name}");

@@ -1,0 +1,56 @@
+# Sourced behind place.sh by the scripts that measure `ember serve`: a daemon, and what it and its clones hold.
+
+daemon=
+stop() {
+    if [ -n "$daemon" ]; then
+        kill "$daemon" && wait "$daemon" || true
+    fi
+    daemon=
+}
+trap 'stop; rm -rf "$place"' EXIT
+
+cp "$BENCH_TOOLS/caller" "$place"
+socket=$place/socket
+caller=$place/caller
+
+serve() { # FLAG...
+    "$ember" serve --socket "$socket" "$@" &
+    daemon=$!
+    until [ -S "$socket" ]; do sleep 0.05; done
+}
+
+# register NAME BUNDLE SETTINGS: with more members of the JSON object.
+register() {
+    curl --silent --show-error --fail-with-body --unix-socket "$socket" -X PUT "http://ember/functions/$1" \
+        -d "{\"bundle\": \"$place/$2\", $3}" >/dev/null
+}
+
+children() { # PROCESS
+    grep -l "^PPid:[[:space:]]*$1\$" /proc/[0-9]*/status 2>/dev/null | cut -d / -f 3
+}
+
+# Shells and clones: the children of the daemon's one child.
+machines() { children "$(children "$daemon")"; }
+
+# Of each machine in KiB: its proportional share of memory, its page tables, and of the guest's memory what is its own.
+machine_memory() {
+    for process in $(machines); do
+        awk -v tables="$(sed -n 's/^VmPTE:[[:space:]]*\([0-9]*\) kB/\1/p' "/proc/$process/status")" '
+            /^[0-9a-f]+-[0-9a-f]+ / { guest = /\/memory( \(deleted\))?$/ }
+            /^Pss:/ { pss += $2 }
+            /^Private_Dirty:/ && guest { own += $2 }
+            END { print pss, tables, own }' "/proc/$process/smaps"
+    done
+}
+
+# density NAME FUNCTION CLONES: what idle clones take, each of which has answered and waits for another event.
+density() {
+    "$caller" "$socket" "$2" keep 2
+    sleep 2
+    cat /proc/meminfo >"$OUT/$1-before"
+    "$caller" "$socket" "$2" keep "$3"
+    sleep 10
+    cat /proc/meminfo >"$OUT/$1-after"
+    echo "$3" >"$OUT/$1-clones"
+    machine_memory >"$OUT/$1-machines"
+}

@@ -1,0 +1,8 @@
+//! What the daemon sends a shell.
+#![no_main]
+
+use ember::serve::fuzz_entry::{self, Verdict};
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    assert_ne!(fuzz_entry::job(bytes), Verdict::Broken);
+});

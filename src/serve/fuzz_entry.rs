@@ -1,0 +1,129 @@
+//! One entry point per decoder, for the fuzz targets (`fuzz/`) and for the mutation test.
+
+use std::io::{BufReader, Read};
+
+use super::frame::Frame;
+use super::http::{Chunks, Head};
+use super::job;
+
+/// Longest body that is read, bytes: an input is shorter.
+const BODY_MAX: u64 = 64 << 10;
+
+/// What a decoder made of an input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Refused with an error.
+    Refused,
+    /// Decoded.
+    Accepted,
+    /// Decoded, but what was decoded does not give itself again: a bug.
+    Broken,
+}
+
+/// A decoder's name, which is also its fuzz target's and its corpus', and its entry point.
+pub type Target = (&'static str, fn(&[u8]) -> Verdict);
+
+/// Every decoder.
+pub const TARGETS: &[Target] =
+    &[("frames", frames), ("job", job), ("request", request), ("response", response)];
+
+/// What a shell says, to its end: as the daemon reads it and as a client does.
+pub fn frames(bytes: &[u8]) -> Verdict {
+    let (mut rest, mut stream) = (bytes, bytes);
+    loop {
+        let (parsed, read) = (Frame::parse(rest), Frame::read(&mut stream));
+        let Ok(Some((frame, len))) = parsed else {
+            // The one waits for more where the other misses it.
+            return if rest.is_empty() { Verdict::Accepted } else { Verdict::Refused };
+        };
+        rest = rest.get(len..).unwrap_or_default();
+        let same = read.is_ok_and(|read| read.is_some_and(|read| said(&read) == said(&frame)));
+        // Nothing at all of an empty piece; of a long one the first is enough.
+        let again = frame.to_bytes();
+        let is_told =
+            Frame::parse(&again).is_ok_and(|again| again.is_none_or(|(again, _)| is_like(&again, &frame)));
+        if !same || !is_told {
+            return Verdict::Broken;
+        }
+    }
+}
+
+fn said(frame: &Frame) -> String {
+    format!("{frame:?}")
+}
+
+/// Times in JSON may lose their last bit on each way.
+fn is_like(one: &Frame, other: &Frame) -> bool {
+    std::mem::discriminant(one) == std::mem::discriminant(other)
+}
+
+/// What the daemon sends a shell.
+pub fn job(bytes: &[u8]) -> Verdict {
+    match job::parts(&mut &bytes[..], Vec::new()) {
+        Ok(received) => {
+            let again = serde_json::to_vec(&received.job).ok();
+            let again = again.and_then(|text| serde_json::from_slice(&text).ok());
+            if again == Some(received.job) { Verdict::Accepted } else { Verdict::Broken }
+        }
+        Err(_) => Verdict::Refused,
+    }
+}
+
+/// What a caller asks, with its body.
+pub fn request(bytes: &[u8]) -> Verdict {
+    let mut from = BufReader::new(bytes);
+    let Ok(Some(head)) = Head::request(&mut from) else { return Verdict::Refused };
+    match head.body(&mut from, BODY_MAX) {
+        // Longer than announced is the next request.
+        Ok(body) if body.len() <= bytes.len() => Verdict::Accepted,
+        Ok(_) => Verdict::Broken,
+        Err(_) => Verdict::Refused,
+    }
+}
+
+/// What the daemon answers a client, in chunks.
+pub fn response(bytes: &[u8]) -> Verdict {
+    let mut from = BufReader::new(bytes);
+    if Head::response(&mut from).is_err() {
+        return Verdict::Refused;
+    }
+    let mut body = Vec::new();
+    match Chunks::new(from).read_to_end(&mut body) {
+        Ok(_) if body.len() <= bytes.len() => Verdict::Accepted,
+        Ok(_) => Verdict::Broken,
+        Err(_) => Verdict::Refused,
+    }
+}
+
+#[cfg(test)]
+#[path = "../../fuzz/mutate.rs"]
+mod mutate;
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::mutate::{Numbers, corpus, mutate};
+    use super::*;
+
+    const MUTATIONS: usize = 50_000;
+
+    /// The corpus of the fuzz targets and mutations of it through each decoder, on stable and in every test run.
+    #[test]
+    fn no_mutation_breaks_a_decoder() {
+        for (name, entry) in TARGETS {
+            let seeds = corpus(Path::new(env!("CARGO_MANIFEST_DIR")), name);
+            for seed in &seeds {
+                assert_eq!(entry(seed), Verdict::Accepted, "{name}: {:?}", String::from_utf8_lossy(seed));
+            }
+            let verdict = |number: &usize| {
+                let verdict = entry(&mutate(&seeds, &mut Numbers(*number as u64)));
+                assert_ne!(verdict, Verdict::Broken, "{name}: mutation {number}");
+                verdict == Verdict::Accepted
+            };
+            let accepted = (0..MUTATIONS).filter(verdict).count();
+            // Were all refused, the mutations would have tested the first check and nothing behind it.
+            assert!(accepted > MUTATIONS / 1000, "{name}: {accepted} accepted");
+        }
+    }
+}
