@@ -15,7 +15,7 @@ use crate::config::{Paging, Prefetch, Verify};
 use crate::failure::console::Console;
 use crate::failure::{Failure, Kind, ToFailure};
 use crate::function::{Conversation, Event, Notice};
-use crate::jail::{self, Entry, Filter, LastWords, List, Order, Uids, Walls};
+use crate::jail::{self, Entry, LastWords, List, Order, Uids, Walls};
 use crate::memory::{self, Door, Program};
 use crate::vm::identity::{self, Asked};
 use crate::vm::{self, AnswerSink, Drive, Host, Machine, Opened, RestoreOptions, Shape, Timeline};
@@ -70,26 +70,18 @@ fn make(
     kvm: OwnedFd,
     shape: Shape,
     program: &Program,
-) -> Result<(Waiting, Walls), Failure> {
+) -> Result<(vm::Shell, Walls), Failure> {
     let walls = entry.enter(order)?;
     let host = Host::of_device(kvm, Some(List::Vcpu))?;
     let memory = memory::anonymous(shape.memory_bytes).map_err(vm::StartError::from)?;
     let shell = vm::Shell::build(host, shape, memory, false, &mut Timeline::start())?;
-    let running = Filter::new(List::Main)?;
     jail::confine(List::Shell)?;
     program.bring_in();
-    Ok((Waiting { shell, running }, walls))
-}
-
-/// A shell that is made.
-struct Waiting {
-    shell: vm::Shell,
-    /// What the main thread confines itself to before it heeds a guest.
-    running: Filter,
+    Ok((shell, walls))
 }
 
 /// Waits for the first job, and serves it and those that follow.
-fn serve(shell: Waiting, daemon: &File) {
+fn serve(shell: vm::Shell, daemon: &File) {
     // Nothing came: the daemon needs this shell no more, or is gone.
     let Ok(Some(received)) = job::receive(daemon) else { return };
     let mut timeline = Timeline::start();
@@ -101,13 +93,12 @@ fn serve(shell: Waiting, daemon: &File) {
 }
 
 fn clone(
-    waiting: Waiting,
+    shell: vm::Shell,
     received: Received,
     daemon: &File,
     console: &Console,
     timeline: &mut Timeline,
 ) -> Result<(), Failure> {
-    let Waiting { shell, running } = waiting;
     let Received { job, manifest, body, mut files } = received;
     let deltas = files.split_off(job.files.len().min(files.len()));
     let bundle = Bundle::from_files(manifest, job.files.iter().cloned().zip(files).collect())?;
@@ -128,7 +119,7 @@ fn clone(
     let mut machine = vm::restore(&bundle, opened, generation, options, console.writer(), timeline)?;
     let function = &bundle.manifest().function;
     let mut conversation = Conversation::restored(function, bundle.manifest().agent_protocol)?;
-    let mut drive = Drive::new(&mut machine, &mut conversation).confined_to(running);
+    let mut drive = Drive::new(&mut machine, &mut conversation).confined_to(List::Main);
     let mut sink = FrameSink { to: daemon, interface: function.interface };
     let outcome = vm::wake(&mut drive, &message, &mut sink, timeline)
         .map_err(Failure::from)
