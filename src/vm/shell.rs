@@ -60,7 +60,7 @@ impl Shell {
     ) -> Result<Self, BuildError> {
         let requests = RequestLine::new().map_err(BuildError::Events)?;
         install_kick_handler()?;
-        let vm = host.system.create_vm()?;
+        let (host, vm) = host.vm()?;
         timeline.mark("create VM");
         // Before the irqchip: afterwards each slot waits for an SRCU grace period (8 ms on Linux 6.18).
         vm.set_memory(&memory)?;
