@@ -18,7 +18,7 @@ use crate::function::{Conversation, Event, Notice};
 use crate::jail::{self, Entry, LastWords, List, Order, Uids, Walls};
 use crate::memory::{self, Door, Program};
 use crate::vm::identity::{self, Asked};
-use crate::vm::{self, AnswerSink, Drive, Host, Machine, Opened, RestoreOptions, Shape, Timeline};
+use crate::vm::{self, AnswerSink, Drive, Host, HostCpu, Machine, Opened, RestoreOptions, Shape, Timeline};
 
 use super::frame::{Done, Frame, Ready};
 use super::job::{self, Job, Received};
@@ -39,6 +39,8 @@ pub struct Making {
     pub null: OwnedFd,
     /// Memory and vCPUs.
     pub shape: Shape,
+    /// What its vCPUs are shown ahead of need, where that is known.
+    pub cpu: Option<HostCpu>,
     /// Whether a lacking wall is a failure.
     pub whole: bool,
     /// Where this program lies.
@@ -47,12 +49,12 @@ pub struct Making {
 
 /// Lives a shell's life to its end.
 pub fn live(making: Making) {
-    let Making { entry, daemon, kvm, null, shape, whole, program } = making;
+    let Making { entry, daemon, kvm, null, shape, cpu, whole, program } = making;
     let order = Order { uids: Uids::default(), file_bytes_max: FILE_BYTES_MAX, null: null.as_fd(), whole };
     let mut to = &daemon;
     // What goes wrong is told to the daemon; nothing a guest brings about reaches its terminal or its log.
     rustix::stdio::dup2_stdout(&null).and_then(|()| rustix::stdio::dup2_stderr(&null)).ok();
-    match make(entry, &order, kvm, shape, &program) {
+    match make(entry, &order, kvm, shape, cpu.as_ref(), &program) {
         Ok((shell, walls)) => {
             let ready = Ready { jail: walls.level().name().to_owned() };
             if Frame::Ready(ready).write(&mut to).is_ok() {
@@ -69,12 +71,14 @@ fn make(
     order: &Order<'_>,
     kvm: OwnedFd,
     shape: Shape,
+    cpu: Option<&HostCpu>,
     program: &Program,
 ) -> Result<(vm::Shell, Walls), Failure> {
     let walls = entry.enter(order)?;
     let host = Host::of_device(kvm, Some(List::Vcpu))?;
     let memory = memory::anonymous(shape.memory_bytes).map_err(vm::StartError::from)?;
-    let shell = vm::Shell::build(host, shape, memory, false, &mut Timeline::start())?;
+    let mut shell = vm::Shell::build(host, shape, memory, false, &mut Timeline::start())?;
+    cpu.map_or(Ok(()), |cpu| shell.show(cpu))?;
     jail::confine(List::Shell)?;
     program.bring_in();
     Ok((shell, walls))

@@ -21,7 +21,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::failure::{Failure, Kind};
 use crate::jail::{Forked, Keeper, Kept, MachineProcess, fork_machine};
 use crate::memory::Program;
-use crate::vm::Shape;
+use crate::vm::{HostCpu, Shape};
 
 use super::job::descriptors;
 use super::shell::{self, Making};
@@ -187,6 +187,7 @@ struct Nursery {
     kvm: OwnedFd,
     null: OwnedFd,
     whole: bool,
+    cpu: Option<HostCpu>,
     program: Program,
     keeper: Keeper,
     shells: Vec<Child>,
@@ -208,9 +209,10 @@ impl Nursery {
         }
         let mut keeper = Keeper::new()?;
         keeper.close_inherited(null.as_fd());
-        // Without it shells are slower.
+        // Without either shells are slower. What is wrong with KVM each shell says itself.
+        let cpu = kvm.try_clone().ok().and_then(|kvm| HostCpu::of_device(kvm).ok());
         let program = Program::find().unwrap_or_default();
-        Ok(Nursery { channel, kvm, null, whole, program, keeper, shells: Vec::new() })
+        Ok(Nursery { channel, kvm, null, whole, cpu, program, keeper, shells: Vec::new() })
     }
 
     /// Makes shells until the daemon is gone. Returns in each shell too, with what it is made of.
@@ -276,9 +278,9 @@ impl Nursery {
             }
             Kept::Machine(entry) => {
                 let shape = Shape { memory_bytes: ask.memory_bytes, vcpus: ask.vcpus };
-                let (whole, program) = (self.whole, self.program.clone());
+                let (whole, cpu, program) = (self.whole, self.cpu.clone(), self.program.clone());
                 let daemon = OwnedFd::from(daemon).into();
-                Ok(Made::Shell(Making { entry, daemon, kvm, null, shape, whole, program }))
+                Ok(Made::Shell(Making { entry, daemon, kvm, null, shape, cpu, whole, program }))
             }
         }
     }
