@@ -12,6 +12,7 @@ use crate::function::MACHINE_ID_LEN;
 use crate::vm::identity;
 
 use super::limits::{GroupArgs, LimitArgs};
+use super::plain;
 
 /// Restores microVMs from warm snapshots in milliseconds.
 ///
@@ -36,17 +37,19 @@ struct RunAlone {
 impl Cli {
     /// Parses the command line, the program's name first.
     ///
-    /// A `run` that is right is parsed on its own: describing all the other commands to the parser would take as long as
-    /// creating a VM. Whatever is wrong with it, the whole parser says.
+    /// A `run` that is right is parsed by hand where that is enough, or on its own: describing all the other commands to the parser
+    /// would take as long as creating a VM. Whatever is wrong with it, the whole parser says.
     ///
     /// # Errors
     /// It is wrong, or asks for help or the version.
     pub fn from_words(words: Vec<OsString>) -> Result<Self, clap::Error> {
         if let Some((run, rest)) = words.get(1..).and_then(<[OsString]>::split_first)
             && run == "run"
-            && let Ok(run) = RunAlone::try_parse_from([run].into_iter().chain(rest))
         {
-            return Ok(Cli { command: Command::Run(Box::new(run.args)) });
+            let alone = || RunAlone::try_parse_from([run].into_iter().chain(rest)).ok();
+            if let Some(args) = plain::run(rest).or_else(|| alone().map(|run| run.args)) {
+                return Ok(Cli { command: Command::Run(Box::new(args)) });
+            }
         }
         Cli::try_parse_from(words)
     }

@@ -7,7 +7,7 @@ use rustix::fs::FileType;
 use serde::{Deserialize, Serialize};
 
 use crate::jail::{
-    Entry, Filter, Forked, Keeper, Kept, Level, List, MachineProcess, Order, Uids, Wall, Walls, fork_machine,
+    self, Entry, Forked, Keeper, Kept, Level, List, MachineProcess, Order, Uids, Wall, Walls, fork_machine,
 };
 
 use super::apart::{died, pipe};
@@ -131,12 +131,10 @@ impl<'a> Cell<'a> {
     pub fn enter(self, file_bytes: u64) -> Result<Inside, Failure> {
         let bounded = self.bounded;
         let Some((entry, null)) = self.jail else { return Ok(Inside { jail: None, bounded }) };
-        // While the room is being made: afterwards nobody has time for it.
-        let filter = Filter::new(List::Main)?;
         let streams = [rustix::stdio::stdout(), rustix::stdio::stderr()];
         let file_bytes_max = streams.into_iter().map(room_in).fold(file_bytes, u64::max);
         let order = Order { uids: Uids::default(), file_bytes_max, null, whole: self.whole };
-        Ok(Inside { jail: Some((entry.enter(&order)?, filter)), bounded })
+        Ok(Inside { jail: Some(entry.enter(&order)?), bounded })
     }
 }
 
@@ -149,8 +147,7 @@ fn room_in(stream: BorrowedFd<'_>) -> u64 {
 /// A machine's process that is in its jail, or has none.
 #[derive(Debug)]
 pub struct Inside {
-    /// Its walls, and the last of them, which is put up when the machine is built.
-    jail: Option<(Walls, Filter)>,
+    jail: Option<Walls>,
     bounded: bool,
 }
 
@@ -161,12 +158,12 @@ impl Inside {
     /// # Errors
     /// The kernel has no seccomp filters.
     pub fn confine(&self) -> Result<(), Failure> {
-        self.jail.as_ref().map_or(Ok(()), |(_, filter)| Ok(filter.apply()?))
+        self.jail.as_ref().map_or(Ok(()), |_| Ok(jail::confine(List::Main)?))
     }
 
     /// What the user is told.
     pub fn told(&self) -> ToldJail {
-        let mut told = self.jail.as_ref().map_or_else(ToldJail::none, |(walls, _)| ToldJail::of(walls));
+        let mut told = self.jail.as_ref().map_or_else(ToldJail::none, ToldJail::of);
         told.standing.extend(self.bounded.then(|| Wall::Cgroup.name().to_owned()));
         told
     }

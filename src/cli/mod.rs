@@ -14,6 +14,7 @@ mod inspect;
 mod limits;
 mod output;
 mod paging;
+mod plain;
 mod pooled;
 mod progress;
 mod rebake;

@@ -190,6 +190,7 @@ impl Run<'_> {
         let cell = cell.bounded(self.args.limits.bound()?);
         let options = options.with_door_open()?;
         let opened = vm::Opened::new(self.bundle, cell.vcpus())?.with_hints(self.bundle, &options);
+        let opened = if cell.is_jail() { opened.with_vm()? } else { opened };
         let inside = self.enter(cell, timeline)?;
         let generation = message.generation;
         let mut machine =

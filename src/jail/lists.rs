@@ -2,25 +2,7 @@
 
 use libc::c_long;
 
-/// Which thread a list is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum List {
-    /// The main thread of a jailed machine: devices, control stream, answer.
-    Main,
-    /// The main thread of a shell that waits for a bundle: what [`Main`](Self::Main) may do, receiving descriptors, mapping files
-    /// that came so, and what fills a VM. It confines itself to `Main` before it heeds a guest.
-    Shell,
-    /// A vCPU of a jailed machine.
-    Vcpu,
-    /// A vCPU whose state will be saved: the machine is to become a bundle.
-    SavedVcpu,
-    /// A thread that serves page faults by userfaultfd.
-    Pager,
-    /// The thread that shows the guest's console.
-    Console,
-    /// The thread that copies pages beside the guest.
-    Prefetch,
-}
+use super::list::{List, PROCESS, THREAD};
 
 /// What an argument must be like; only its lower 32 bits are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,11 +165,6 @@ const PROT_EXEC: u32 = libc::PROT_EXEC.cast_unsigned();
 const MAP_ANONYMOUS: u32 = libc::MAP_ANONYMOUS.cast_unsigned();
 
 impl List {
-    /// Every list.
-    #[cfg(test)]
-    pub(super) const ALL: [List; 7] =
-        [List::Main, List::Shell, List::Vcpu, List::SavedVcpu, List::Pager, List::Console, List::Prefetch];
-
     fn calls(self) -> Vec<c_long> {
         match self {
             List::Main => MAIN.to_vec(),
@@ -209,7 +186,7 @@ impl List {
         }
     }
 
-    /// Everything on the list, for the calling thread.
+    /// Everything on the list.
     pub(super) fn allowed(self) -> Vec<Allowed> {
         let plain = EVERYBODY.iter().copied().chain(self.calls());
         let plain = plain.map(|call| Allowed { call, checks: Vec::new() });
@@ -268,14 +245,11 @@ fn memory(list: List) -> [Allowed; 2] {
 /// What one C library does by `tgkill`, the other does by `tkill`, which does not name the process: a namespace of its own
 /// keeps it from others.
 fn signals(list: List) -> [Allowed; 2] {
-    let process =
-        Check::Is { index: 0, value: rustix::process::getpid().as_raw_nonzero().get().cast_unsigned() };
-    let thread = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
-    let itself = |index| Check::Is { index, value: thread };
+    let is = |index, value| Check::Is { index, value };
     let (in_process, by_thread) = match list {
-        List::Main | List::Shell => (vec![process], Vec::new()),
+        List::Main | List::Shell => (vec![is(0, PROCESS)], Vec::new()),
         List::Vcpu | List::SavedVcpu | List::Pager | List::Console | List::Prefetch => {
-            (vec![process, itself(1)], vec![itself(0)])
+            (vec![is(0, PROCESS), is(1, THREAD)], vec![is(0, THREAD)])
         }
     };
     [

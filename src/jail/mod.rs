@@ -12,11 +12,15 @@
 #![allow(unsafe_code)]
 
 mod cgroup;
+#[cfg(test)]
+mod compile;
 mod descriptors;
 mod entry;
 mod keeper;
 mod landlock;
 mod last_words;
+mod list;
+#[cfg(test)]
 mod lists;
 mod memory_pool;
 mod own_user;
@@ -29,7 +33,7 @@ pub use cgroup::{BoundError, Bounds, Group, Groups, bound};
 pub use entry::{Entry, JailError, Order, Uids, bound_files};
 pub use keeper::{Keeper, Kept};
 pub use last_words::{LastWords, watch_mapped_files};
-pub use lists::List;
-pub use process::{ForkError, Forked, MachineProcess, fork_machine};
-pub use seccomp::{Filter, SeccompError, confine};
+pub use list::List;
+pub use process::{ForkError, Forked, MachineProcess, fork_machine, has_one_thread};
+pub use seccomp::{SeccompError, confine};
 pub use walls::{Lack, Level, Wall, Walls};

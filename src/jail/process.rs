@@ -140,10 +140,12 @@ pub(super) fn fork_into_pid_namespace() -> Result<(Option<Pid>, io::Result<()>),
 }
 
 fn one_thread() -> Result<(), ForkError> {
-    match threads() {
-        0 | 1 => Ok(()),
-        threads => Err(ForkError::Threads { threads }),
-    }
+    if has_one_thread() { Ok(()) } else { Err(ForkError::Threads { threads: threads() }) }
+}
+
+/// Whether this process can be forked and jailed: it has no second thread, as far as /proc tells.
+pub fn has_one_thread() -> bool {
+    threads() <= 1
 }
 
 /// How many threads this process has; 0 where /proc does not tell.

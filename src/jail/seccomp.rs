@@ -1,20 +1,15 @@
-//! From a list of system calls to a filter of the calling thread.
+//! From a compiled list of system calls to a filter of the calling thread.
 
-use std::collections::BTreeMap;
+use seccompiler::sock_filter;
 
-use seccompiler::{
-    BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-    SeccompRule, TargetArch,
-};
+use super::list::{List, PROCESS, THREAD};
 
-use super::lists::{Allowed, Check, List};
+// `fn compiled(list: List) -> &'static [sock_filter]`, by build.rs.
+include!(concat!(env!("OUT_DIR"), "/filters.rs"));
 
 /// Why a thread could not be confined to its list.
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
-    /// A list that is no filter: a mistake in this program.
-    #[error("The list of system calls makes no filter")]
-    List(#[from] BackendError),
     /// The kernel refused it.
     #[error("The kernel refuses a seccomp filter")]
     Apply(#[from] seccompiler::Error),
@@ -26,65 +21,109 @@ pub enum SeccompError {
 /// # Errors
 /// The kernel has no seccomp filters.
 pub fn confine(list: List) -> Result<(), SeccompError> {
-    Filter::new(list)?.apply()
+    let process = rustix::process::getpid().as_raw_nonzero().get().cast_unsigned();
+    let thread = rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned();
+    Ok(seccompiler::apply_filter(&program(list, process, thread))?)
 }
 
-/// A filter that is made, for a thread that will have no time for that.
-#[derive(Debug)]
-pub struct Filter(BpfProgram);
-
-impl Filter {
-    /// Makes it, for the calling thread.
-    ///
-    /// # Errors
-    /// The list is no filter: a mistake in this program.
-    pub fn new(list: List) -> Result<Self, SeccompError> {
-        Ok(Filter(program(list)?))
-    }
-
-    /// Confines the calling thread as [`confine`] does.
-    ///
-    /// # Errors
-    /// The kernel has no seccomp filters.
-    pub fn apply(&self) -> Result<(), SeccompError> {
-        Ok(seccompiler::apply_filter(&self.0)?)
-    }
-}
-
-fn program(list: List) -> Result<BpfProgram, BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    for allowed in list.allowed() {
-        let entry = rules.entry(allowed.call).or_default();
-        entry.extend(rule(&allowed)?);
-    }
-    let (otherwise, listed) = (SeccompAction::KillProcess, SeccompAction::Allow);
-    SeccompFilter::new(rules, otherwise, listed, TargetArch::x86_64)?.try_into()
-}
-
-/// None when any arguments will do.
-fn rule(allowed: &Allowed) -> Result<Option<SeccompRule>, BackendError> {
-    let conditions: Vec<_> = allowed.checks.iter().map(condition).collect::<Result<_, _>>()?;
-    if conditions.is_empty() { Ok(None) } else { SeccompRule::new(conditions).map(Some) }
-}
-
-/// All arguments that are looked at are 32 bits wide to the kernel.
-fn condition(check: &Check) -> Result<SeccompCondition, BackendError> {
-    let (index, operator, value) = match *check {
-        Check::Is { index, value } => (index, SeccompCmpOp::Eq, value),
-        Check::Without { index, bits } => (index, SeccompCmpOp::MaskedEq(u64::from(bits)), 0),
-        Check::With { index, bits } => (index, SeccompCmpOp::MaskedEq(u64::from(bits)), bits),
+/// The list's program, with the ids that its signals may go to.
+fn program(list: List, process: u32, thread: u32) -> Vec<sock_filter> {
+    let with_ids = |instruction: &sock_filter| {
+        let k = match instruction.k {
+            PROCESS => process,
+            THREAD => thread,
+            k => k,
+        };
+        sock_filter { k, ..instruction.clone() }
     };
-    SeccompCondition::new(index, SeccompCmpArgLen::Dword, operator, u64::from(value))
+    compiled(list).iter().map(with_ids).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use super::super::compile::{chain, compile};
     use super::*;
 
+    /// What the kernel makes of a program: the verdict for a `struct seccomp_data`, in words of 32 bits.
+    fn run(program: &[sock_filter], data: &[u32; 16]) -> u32 {
+        let (mut at, mut accumulator) = (0, 0);
+        loop {
+            let sock_filter { code, jt, jf, k } = &program[at];
+            at += 1;
+            let jump = |holds: bool| usize::from(if holds { *jt } else { *jf });
+            match code {
+                0x20 => accumulator = data[*k as usize / 4],
+                0x54 => accumulator &= k,
+                0x05 => at += *k as usize,
+                0x15 => at += jump(accumulator == *k),
+                0x35 => at += jump(accumulator >= *k),
+                0x06 => return *k,
+                other => panic!("{other:#x}"),
+            }
+        }
+    }
+
+    /// Every number that a program names, and some beside it.
+    fn values(program: &[sock_filter]) -> Vec<u32> {
+        let near = |k: u32| [k, k.wrapping_add(1), !k];
+        let values = program.iter().flat_map(|instruction| near(instruction.k)).chain([0, u32::MAX]);
+        values.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    fn call(architecture: u32, number: u32, [a, b, c, d]: [u32; 4]) -> [u32; 16] {
+        [number, architecture, 0, 0, a, 0, b, 0, c, 0, d, 0, 0, 0, 0, 0]
+    }
+
+    /// Calls of every number, and those that a program names with each number that it names as one argument, beside others that
+    /// are allowed or not.
+    fn calls(program: &[sock_filter]) -> Vec<[u32; 16]> {
+        const X86_64: u32 = 0xc000_003e;
+        let values = values(program);
+        let numbers = (0..600).chain(values.iter().copied());
+        let mut calls: Vec<_> =
+            numbers.flat_map(|number| [X86_64, 0x4000_0003].map(|from| call(from, number, [7; 4]))).collect();
+        for number in values.iter().filter(|number| **number < 600) {
+            for rest in [0, libc::MAP_ANONYMOUS.cast_unsigned(), PROCESS, THREAD] {
+                for value in &values {
+                    calls.extend((0..4).map(|index| {
+                        let mut arguments = [rest; 4];
+                        arguments[index] = *value;
+                        call(X86_64, *number, arguments)
+                    }));
+                }
+            }
+        }
+        calls
+    }
+
     #[test]
-    fn every_list_makes_a_filter() {
+    fn a_compiled_list_decides_every_call_as_seccompiler_does() {
         for list in List::ALL {
-            assert!(program(list).unwrap().len() > 10, "{list:?}");
+            let (long, short) = (chain(list).unwrap(), compiled(list));
+            for data in calls(&long) {
+                assert_eq!(run(short, &data), run(&long, &data), "{list:?} {data:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_compiled_list_is_that_of_this_source_and_shorter() {
+        for list in List::ALL {
+            let (long, short) = (chain(list).unwrap(), compile(list).unwrap());
+            assert_eq!(compiled(list), short, "{list:?}");
+            assert!(short.len() > 10 && short.len() * 2 < long.len(), "{list:?} {}", short.len());
+        }
+    }
+
+    #[test]
+    fn signals_are_for_this_process_and_its_threads_own_for_the_thread() {
+        for list in List::ALL {
+            let program = program(list, 4711, 4712);
+            let has = |id: u32| program.iter().any(|instruction| instruction.k == id);
+            let own = !matches!(list, List::Main | List::Shell);
+            assert!(has(4711) && has(4712) == own && !has(PROCESS) && !has(THREAD), "{list:?}");
         }
     }
 }

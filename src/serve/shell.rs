@@ -15,10 +15,10 @@ use crate::config::{Paging, Prefetch, Verify};
 use crate::failure::console::Console;
 use crate::failure::{Failure, Kind, ToFailure};
 use crate::function::{Conversation, Event, Notice};
-use crate::jail::{self, Entry, Filter, Group, Groups, LastWords, List, Order, Uids, Walls};
+use crate::jail::{self, Entry, Group, Groups, LastWords, List, Order, Uids, Walls};
 use crate::memory::{self, Door, Program};
 use crate::vm::identity::{self, Asked};
-use crate::vm::{self, AnswerSink, Drive, Host, Machine, Opened, RestoreOptions, Shape, Timeline};
+use crate::vm::{self, AnswerSink, Drive, Host, HostCpu, Machine, Opened, RestoreOptions, Shape, Timeline};
 
 use super::frame::{Done, Frame, Ready};
 use super::job::{self, Job, Received};
@@ -41,6 +41,8 @@ pub struct Making {
     pub group: Option<(Groups, Group)>,
     /// Memory and vCPUs.
     pub shape: Shape,
+    /// What its vCPUs are shown ahead of need, where that is known.
+    pub cpu: Option<HostCpu>,
     /// Whether a lacking wall is a failure.
     pub whole: bool,
     /// Where this program lies.
@@ -49,12 +51,12 @@ pub struct Making {
 
 /// Lives a shell's life to its end.
 pub fn live(making: Making) {
-    let Making { entry, daemon, kvm, null, group, shape, whole, program } = making;
+    let Making { entry, daemon, kvm, null, group, shape, cpu, whole, program } = making;
     let order = Order { uids: Uids::default(), file_bytes_max: FILE_BYTES_MAX, null: null.as_fd(), whole };
     let mut to = &daemon;
     // What goes wrong is told to the daemon; nothing a guest brings about reaches its terminal or its log.
     rustix::stdio::dup2_stdout(&null).and_then(|()| rustix::stdio::dup2_stderr(&null)).ok();
-    match make(entry, group, &order, kvm, shape, &program) {
+    match make(entry, group, &order, kvm, shape, cpu.as_ref(), &program) {
         Ok((shell, walls)) => {
             let ready = Ready { jail: walls.level().name().to_owned() };
             if Frame::Ready(ready).write(&mut to).is_ok() {
@@ -72,6 +74,7 @@ fn make(
     order: &Order<'_>,
     kvm: OwnedFd,
     shape: Shape,
+    cpu: Option<&HostCpu>,
     program: &Program,
 ) -> Result<(Waiting, Walls), Failure> {
     // First: what it takes from here on counts, and nothing of the groups may stay open in the jail.
@@ -79,11 +82,11 @@ fn make(
     let walls = entry.enter(order)?;
     let host = Host::of_device(kvm, Some(List::Vcpu))?;
     let memory = memory::anonymous(shape.memory_bytes).map_err(vm::StartError::from)?;
-    let shell = vm::Shell::build(host, shape, memory, false, &mut Timeline::start())?;
-    let running = Filter::new(List::Main)?;
+    let mut shell = vm::Shell::build(host, shape, memory, false, &mut Timeline::start())?;
+    cpu.map_or(Ok(()), |cpu| shell.show(cpu))?;
     jail::confine(List::Shell)?;
     program.bring_in();
-    Ok((Waiting { shell, running, memory_left }, walls))
+    Ok((Waiting { shell, memory_left }, walls))
 }
 
 /// Bounds the calling process; how much memory that leaves it, where it is bounded.
@@ -95,8 +98,6 @@ fn bounded(groups: &Groups, group: Group) -> Result<Option<u64>, Failure> {
 /// A shell that is made.
 struct Waiting {
     shell: vm::Shell,
-    /// What the main thread confines itself to before it heeds a guest.
-    running: Filter,
     /// Bytes that the bounds of its control group left before the VM was made; `None` without such bounds.
     memory_left: Option<u64>,
 }
@@ -120,7 +121,7 @@ fn clone(
     console: &Console,
     timeline: &mut Timeline,
 ) -> Result<(), Failure> {
-    let Waiting { shell, running, memory_left } = waiting;
+    let Waiting { shell, memory_left } = waiting;
     let Received { job, manifest, body, mut files } = received;
     let deltas = files.split_off(job.files.len().min(files.len()));
     let bundle = Bundle::from_files(manifest, job.files.iter().cloned().zip(files).collect())?;
@@ -141,7 +142,7 @@ fn clone(
     let mut machine = vm::restore(&bundle, opened, generation, options, console.writer(), timeline)?;
     let function = &bundle.manifest().function;
     let mut conversation = Conversation::restored(function, bundle.manifest().agent_protocol)?;
-    let mut drive = Drive::new(&mut machine, &mut conversation).confined_to(running);
+    let mut drive = Drive::new(&mut machine, &mut conversation).confined_to(List::Main);
     let mut sink = FrameSink { to: daemon, interface: function.interface };
     let outcome = vm::wake(&mut drive, &message, &mut sink, timeline)
         .map_err(Failure::from)

@@ -22,7 +22,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::failure::{Failure, Kind};
 use crate::jail::{Bounds, Forked, Group, Groups, Keeper, Kept, MachineProcess, fork_machine};
 use crate::memory::Program;
-use crate::vm::Shape;
+use crate::vm::{HostCpu, Shape};
 
 use super::job::descriptors;
 use super::shell::{self, Making};
@@ -211,6 +211,7 @@ struct Nursery {
     whole: bool,
     /// Where the groups of shells are made, where they have one.
     groups: Option<Groups>,
+    cpu: Option<HostCpu>,
     program: Program,
     keeper: Keeper,
     shells: Vec<Child>,
@@ -239,9 +240,10 @@ impl Nursery {
         }
         let mut keeper = Keeper::new()?;
         keeper.close_inherited(null.as_fd());
-        // Without it shells are slower.
+        // Without either shells are slower. What is wrong with KVM each shell says itself.
+        let cpu = kvm.try_clone().ok().and_then(|kvm| HostCpu::of_device(kvm).ok());
         let program = Program::find().unwrap_or_default();
-        Ok(Nursery { channel, kvm, null, whole, groups, program, keeper, shells: Vec::new() })
+        Ok(Nursery { channel, kvm, null, whole, groups, cpu, program, keeper, shells: Vec::new() })
     }
 
     /// Makes shells until the daemon is gone. Returns in each shell too, with what it is made of.
@@ -308,10 +310,10 @@ impl Nursery {
             }
             Kept::Machine(entry) => {
                 let shape = Shape { memory_bytes: ask.memory_bytes, vcpus: ask.vcpus };
-                let (whole, program) = (self.whole, self.program.clone());
+                let (whole, cpu, program) = (self.whole, self.cpu.clone(), self.program.clone());
                 let daemon = OwnedFd::from(daemon).into();
                 let group = self.groups.take().zip(group);
-                Ok(Made::Shell(Making { entry, daemon, kvm, null, group, shape, whole, program }))
+                Ok(Made::Shell(Making { entry, daemon, kvm, null, group, shape, cpu, whole, program }))
             }
         }
     }

@@ -14,6 +14,13 @@ const WAITPKG: u32 = 1 << 5;
 /// Leaf 0x40000001, EAX: asynchronous page faults, which a restore would leave waiting for a token for ever
 /// (Documentation/virt/kvm/x86/cpuid.rst: bits 4, 10 and 14).
 const ASYNC_PF: u32 = 1 << 4 | 1 << 10 | 1 << 14;
+/// Leaf 1, ECX: XSAVE is switched on in CR4; MONITOR is.
+const OSXSAVE: u32 = 1 << 27;
+const MONITOR: u32 = 1 << 3;
+/// Leaf 1, EDX: the APIC is switched on.
+const APIC: u32 = 1 << 9;
+/// Leaf 7, ECX: protection keys are switched on in CR4.
+const OSPKE: u32 = 1 << 4;
 /// Leaf 1, EDX: more than one logical processor in the package.
 const HTT: u32 = 1 << 28;
 
@@ -24,6 +31,25 @@ pub fn for_vcpu(supported: &CpuId, index: u32, count: u32) -> CpuId {
         normalise(entry, index, count);
     }
     cpuid
+}
+
+/// Whether two lists show the same CPU. What KVM itself sets in them does not count, as it follows registers that are set later:
+/// the bits of CR4 and of the APIC's base, MONITOR with IA32_MISC_ENABLE, and the sizes of what XCR0 and IA32_XSS switch on.
+pub fn is_same(one: &[kvm_cpuid_entry2], other: &[kvm_cpuid_entry2]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(a, b)| fixed(*a) == fixed(*b))
+}
+
+fn fixed(mut entry: kvm_cpuid_entry2) -> kvm_cpuid_entry2 {
+    match (entry.function, entry.index) {
+        (0x1, _) => {
+            entry.ecx &= !(OSXSAVE | MONITOR);
+            entry.edx &= !APIC;
+        }
+        (0x7, 0) => entry.ecx &= !OSPKE,
+        (0xd, 0 | 1) => entry.ebx = 0,
+        _ => {}
+    }
+    entry
 }
 
 fn normalise(entry: &mut kvm_cpuid_entry2, index: u32, count: u32) {
@@ -101,6 +127,32 @@ mod tests {
         assert_eq!(all[0].ebx >> 16, 3 << 8 | 4);
         assert_eq!((all[1].edx, all[2].edx, all[3].eax), (3, 3, 3));
         assert_eq!((all[2].eax, all[2].ebx), (2, 4));
+    }
+
+    #[test]
+    fn a_cpu_is_the_same_whatever_its_guest_has_switched_on() {
+        let shown = [entry(1, 0), entry(7, 0), entry(0xd, 0), entry(0x4000_0001, 0)];
+        let mut saved = shown;
+        (saved[0].ecx, saved[0].edx) = (!(OSXSAVE | MONITOR), !APIC);
+        (saved[1].ecx, saved[2].ebx) = (!OSPKE, 576);
+        assert!(is_same(&shown, &saved));
+        let changes: [fn(&mut kvm_cpuid_entry2); 6] = [
+            |entry| entry.eax ^= 1,
+            |entry| entry.ebx ^= 1 << 16,
+            |entry| entry.ecx ^= 1 << 5,
+            |entry| entry.edx ^= 1 << 31,
+            |entry| entry.function ^= 1 << 4,
+            |entry| entry.flags ^= 1,
+        ];
+        for change in changes {
+            let mut other = saved;
+            change(&mut other[3]);
+            assert!(!is_same(&shown, &other));
+            let mut other = saved;
+            change(&mut other[0]);
+            assert!(!is_same(&shown, &other));
+        }
+        assert!(!is_same(&shown, &saved[..3]));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use snapshot_format::sections::{Blob, VcpuState};
 use crate::kvm::{KvmVcpu, System, SystemError, VmError};
 
 use super::abi::{AbiError, blob, from_blob, list_blob, list_from_blob};
+use super::cpuid::is_same;
 use super::features;
 use super::msrs::{self, MsrSelection, SelectError, TSC_DEADLINE};
 
@@ -98,17 +99,26 @@ fn deadline_of(msrs: &[kvm_msr_entry]) -> u64 {
 }
 
 /// Sets everything, on a vCPU that has never run. Gives what a later save of it reads; `host` is asked when something is missing.
+/// A vCPU that has been shown the saved CPUID already, as part of what this host supports, is not shown it again.
 ///
 /// # Errors
 /// The saved bytes are damaged, or KVM refused a step: the vCPU is then unusable.
-pub fn restore(host: &System, vcpu: &KvmVcpu, state: &VcpuState) -> Result<MsrSelection, VcpuError> {
+pub fn restore(
+    host: &System,
+    vcpu: &KvmVcpu,
+    shown: Option<&CpuId>,
+    state: &VcpuState,
+) -> Result<MsrSelection, VcpuError> {
     // Everything is parsed before anything is set.
     let cpuid = list_from_blob::<kvm_cpuid_entry2>("CPUID", &state.cpuid)?;
     let saved_msrs = list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?;
     let selection = MsrSelection::of_saved(&saved_msrs)?;
     let msrs = settable(saved_msrs);
     let missing_msrs = || Ok::<_, SystemError>(msrs::missing(&msrs, &host.msr_indices()?, vcpu));
-    check_features(&cpuid, missing_msrs)?;
+    let is_shown = shown.is_some_and(|shown| is_same(shown.as_slice(), &cpuid));
+    if !is_shown {
+        check_features(&cpuid, missing_msrs)?;
+    }
     let cpuid = CpuId::from_entries(&cpuid).map_err(|_| VcpuError::Cpuid { count: cpuid.len() })?;
     let mp_state = from_blob("multiprocessor state", &state.mp_state)?;
     let regs = from_blob("registers", &state.regs)?;
@@ -120,7 +130,9 @@ pub fn restore(host: &System, vcpu: &KvmVcpu, state: &VcpuState) -> Result<MsrSe
 
     let set_all = || -> Result<(), VmError> {
         // First: the later steps are checked against it.
-        vcpu.set_cpuid(&cpuid)?;
+        if !is_shown {
+            vcpu.set_cpuid(&cpuid)?;
+        }
         vcpu.set_mp_state(mp_state)?;
         // Before the events: it clears a pending exception.
         vcpu.set_regs(&regs)?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::bus::Request;
 use crate::faults::{Fault, injected};
 use crate::function::{Conversation, Notice, SessionError, UNIQUE_MAX};
-use crate::jail::{Filter, SeccompError};
+use crate::jail::{self, List, SeccompError};
 
 use super::machine::{Machine, RunError, Wake};
 
@@ -70,7 +70,7 @@ pub struct Drive<'a> {
     conversation: &'a mut Conversation,
     buffer: Vec<u8>,
     /// What this thread confines itself to before it heeds what the guest says.
-    filter: Option<Filter>,
+    list: Option<List>,
     /// Whether the control stream has been open at all.
     was_open: bool,
     /// When the control stream was found closed while something was awaited from it.
@@ -80,13 +80,13 @@ pub struct Drive<'a> {
 impl<'a> Drive<'a> {
     /// Joins the two.
     pub fn new(machine: &'a mut Machine, conversation: &'a mut Conversation) -> Self {
-        Drive { machine, conversation, buffer: Vec::new(), filter: None, was_open: false, closed_at: None }
+        Drive { machine, conversation, buffer: Vec::new(), list: None, was_open: false, closed_at: None }
     }
 
-    /// Has the calling thread confine itself to `filter` when the guest runs and before anything that it says is heeded: a guest
+    /// Has the calling thread confine itself to `list` when the guest runs and before anything that it says is heeded: a guest
     /// that begins to run needs another processor first, and in that time this one has nothing else to do.
-    pub fn confined_to(mut self, filter: Filter) -> Self {
-        self.filter = Some(filter);
+    pub fn confined_to(mut self, list: List) -> Self {
+        self.list = Some(list);
         self
     }
 
@@ -105,8 +105,8 @@ impl<'a> Drive<'a> {
     /// # Errors
     /// The guest failed, misspoke or ended, or `deadline` passed.
     pub fn next(&mut self, deadline: Option<Instant>) -> Result<Happening, DriveError> {
-        if let Some(filter) = self.filter.take() {
-            filter.apply()?;
+        if let Some(list) = self.list.take() {
+            jail::confine(list)?;
         }
         loop {
             if let Some(notice) = self.conversation.next_notice() {

@@ -41,7 +41,7 @@ pub use opened::{Host, Opened, drives, private_file};
 pub use record::{RecordingError, Sample, record};
 pub use request::{Request, RequestError};
 pub use saved::{SavedError, SavedMachine};
-pub use shell::Shell;
+pub use shell::{HostCpu, Shell};
 pub use start::{
     BOOT_MAX, ColdStart, Generation, Image, LoadError, MEMORY_CUT_SHORT, RestoreOptions, StartError, boot,
     boot_again, restore,

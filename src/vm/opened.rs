@@ -9,11 +9,11 @@ use snapshot_format::manifest::Drive;
 use crate::bundle::{Bundle, OpenError};
 use crate::config::Prefetch;
 use crate::devices::{DriveBacking, DriveSetup};
-use crate::jail::{List, confine};
-use crate::kvm::System;
+use crate::jail::{List, confine, has_one_thread};
+use crate::kvm::{KvmVm, System, VmError};
 use crate::memory::{self, GuestMemory, OnStart};
 
-use super::machine::Shape;
+use super::machine::{BuildError, Shape};
 use super::prefetch::Hints;
 use super::shell::Shell;
 use super::start::{RestoreOptions, StartError};
@@ -22,6 +22,8 @@ use super::start::{RestoreOptions, StartError};
 #[derive(Debug)]
 pub struct Host {
     pub(super) system: System,
+    /// A VM that was made with it.
+    vm: Option<KvmVm>,
     confinement: Option<List>,
 }
 
@@ -31,7 +33,7 @@ impl Host {
     /// # Errors
     /// See [`SystemError`](crate::kvm::SystemError).
     pub fn open(confinement: Option<List>) -> Result<Self, StartError> {
-        Ok(Host { system: System::open()?, confinement })
+        Ok(Host { system: System::open()?, vm: None, confinement })
     }
 
     /// The same with `/dev/kvm` that is open already.
@@ -39,7 +41,19 @@ impl Host {
     /// # Errors
     /// See [`SystemError`](crate::kvm::SystemError).
     pub fn of_device(kvm: OwnedFd, confinement: Option<List>) -> Result<Self, StartError> {
-        Ok(Host { system: System::from_fd(kvm)?, confinement })
+        Ok(Host { system: System::from_fd(kvm)?, vm: None, confinement })
+    }
+
+    fn with_vm(self) -> Result<Self, StartError> {
+        let vm = self.system.create_vm().map_err(BuildError::from)?;
+        // Linux 6.13 starts a thread in this process with its first VM, and one that has two cannot enter a jail.
+        Ok(Host { vm: has_one_thread().then_some(vm), ..self })
+    }
+
+    /// The VM that was made ahead, or one that is made now, apart from the rest.
+    pub(super) fn vm(mut self) -> Result<(Self, KvmVm), VmError> {
+        let vm = self.vm.take().map_or_else(|| self.system.create_vm(), Ok)?;
+        Ok((self, vm))
     }
 
     /// What a vCPU's thread does first.
@@ -129,6 +143,18 @@ impl Opened {
             private_file().map_err(|source| StartError::Delta { id: drive.to_owned(), source })
         })?;
         Ok(Opened { ground: Ground::Host(Host::open(confinement)?), drives, hints: Hints::default() })
+    }
+
+    /// Makes the VM ahead of the rest: a process that is to be jailed has nothing else to do while its room is being made.
+    ///
+    /// # Errors
+    /// KVM makes none.
+    pub fn with_vm(self) -> Result<Self, StartError> {
+        let ground = match self.ground {
+            Ground::Host(host) => Ground::Host(host.with_vm()?),
+            Ground::Shell(shell) => Ground::Shell(shell),
+        };
+        Ok(Opened { ground, ..self })
     }
 
     /// Adds what is known of what a clone of `bundle` will touch.

@@ -3,9 +3,13 @@
 //!
 //! This is the one order of construction. Boot and restore do both halves at once; a shell of a pool waits between them.
 
+use std::os::fd::OwnedFd;
+
+use kvm_bindings::CpuId;
+
 use crate::bus::RequestLine;
 use crate::devices::{DeviceSetup, DeviceStates, DeviceTable};
-use crate::kvm::{FaultCount, KvmVcpu, KvmVm, System, VmError, install_kick_handler};
+use crate::kvm::{FaultCount, KvmVcpu, KvmVm, System, SystemError, VmError, install_kick_handler};
 use crate::memory::{GuestMemory, layout};
 use crate::vcpu::{self, Buses, MsrSelection, VcpuThread};
 
@@ -29,6 +33,22 @@ pub struct Shell {
     vcpus: Vec<KvmVcpu>,
     threads: Vec<VcpuThread>,
     faults: Vec<FaultCount>,
+    /// The CPUID that each vCPU has been shown ahead of need; empty where none has.
+    shown: Vec<CpuId>,
+}
+
+/// What this host's KVM can show a guest: asked once for many shells, because KVM takes longer to say than to make a vCPU.
+#[derive(Debug, Clone)]
+pub struct HostCpu(CpuId);
+
+impl HostCpu {
+    /// Asks an open `/dev/kvm`.
+    ///
+    /// # Errors
+    /// KVM does not tell.
+    pub fn of_device(kvm: OwnedFd) -> Result<Self, SystemError> {
+        Ok(HostCpu(System::from_fd(kvm)?.supported_cpuid()?))
+    }
 }
 
 /// What a filled shell hands to the machine it becomes.
@@ -60,7 +80,7 @@ impl Shell {
     ) -> Result<Self, BuildError> {
         let requests = RequestLine::new().map_err(BuildError::Events)?;
         install_kick_handler()?;
-        let vm = host.system.create_vm()?;
+        let (host, vm) = host.vm()?;
         timeline.mark("create VM");
         // Before the irqchip: afterwards each slot waits for an SRCU grace period (8 ms on Linux 6.18).
         vm.set_memory(&memory)?;
@@ -76,7 +96,22 @@ impl Shell {
         let threads = (0..shape.vcpus).map(start).collect::<Result<Vec<_>, _>>()?;
         timeline.mark("threads");
         let system = host.system;
-        Ok(Shell { system, shape, vm, memory, requests, vcpus, threads, faults })
+        Ok(Shell { system, shape, vm, memory, requests, vcpus, threads, faults, shown: Vec::new() })
+    }
+
+    /// Shows the vCPUs what a guest that is booted on this host is shown. A bundle that was baked here has the same, and takes that
+    /// much less to fill; any other is filled as if nothing had been shown.
+    ///
+    /// # Errors
+    /// KVM refused it.
+    pub fn show(&mut self, cpu: &HostCpu) -> Result<(), BuildError> {
+        let show = |(index, vcpu): (u32, &KvmVcpu)| {
+            vcpu.set_cpuid(&vcpu::cpuid_for_vcpu(&cpu.0, index, self.shape.vcpus))?;
+            // As a bundle has it: some KVMs show other features than they are given.
+            vcpu.cpuid()
+        };
+        self.shown = (0u32..).zip(&self.vcpus).map(show).collect::<Result<_, _>>()?;
+        Ok(())
     }
 
     /// Guest memory, into which content may be mapped.
@@ -100,12 +135,19 @@ impl Shell {
         ahead: Ahead,
         timeline: &mut Timeline,
     ) -> Result<Machine, BuildError> {
-        let Shell { system, shape, vm, memory, requests, vcpus, threads, faults } = self;
+        let Shell { system, shape, vm, memory, requests, vcpus, threads, faults, shown } = self;
         let (start, device_states) = Start::new(origin);
         let devices = DeviceTable::new(devices, memory.clone(), requests.clone(), device_states)?;
         wire(&vm, &devices)?;
         timeline.mark("devices");
-        let target = Target { system: &system, vm: &vm, vcpus: &vcpus, memory: &memory, devices: &devices };
+        let target = Target {
+            system: &system,
+            vm: &vm,
+            vcpus: &vcpus,
+            shown: &shown,
+            memory: &memory,
+            devices: &devices,
+        };
         let msrs = start.apply(&target)?;
         timeline.mark("vCPU state");
         // Before the threads have the vCPUs: one that runs answers no ioctl.
@@ -140,6 +182,8 @@ struct Target<'a> {
     system: &'a System,
     vm: &'a KvmVm,
     vcpus: &'a [KvmVcpu],
+    /// As in [`Shell`].
+    shown: &'a [CpuId],
     memory: &'a GuestMemory,
     devices: &'a DeviceTable,
 }
@@ -164,8 +208,9 @@ impl<'a> Start<'a> {
                 // Before the MSRs: the TSC is set in units of it.
                 set_tsc_frequency(target, tsc_khz)?;
                 let mut msrs = None;
+                let mut shown = target.shown.iter();
                 for (vcpu, state) in target.vcpus.iter().zip(&vcpus) {
-                    msrs = Some(vcpu::restore(target.system, vcpu, state)?);
+                    msrs = Some(vcpu::restore(target.system, vcpu, shown.next(), state)?);
                 }
                 vcpu::share_tsc_offset(target.vcpus)?;
                 // After the local APICs, to which the I/O APIC may deliver at once.
