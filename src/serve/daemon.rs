@@ -233,6 +233,14 @@ impl Listeners {
         let failed = |e: &io::Error| {
             Failure::text(Kind::HostCannot, format!("Cannot listen at {}: {e}", path.display()))
         };
+        // First: whoever finds the socket's file finds everything ready.
+        let tcp = asked.tcp.as_ref().map(|tcp| {
+            let listener = TcpListener::bind(tcp.address)?;
+            listener.set_nonblocking(true).map(|()| listener)
+        });
+        let tcp = tcp
+            .transpose()
+            .map_err(|e| Failure::text(Kind::HostCannot, format!("Cannot listen at the TCP address: {e}")))?;
         // Nobody may connect before the file has its mode.
         let before = rustix::process::umask(Mode::from_raw_mode(!asked.mode & 0o777));
         let bound = UnixListener::bind(&path);
@@ -244,13 +252,6 @@ impl Listeners {
             let tell = tell.try_clone().map_err(|e| failed(&e))?;
             signal_hook::low_level::pipe::register(signal, tell).map_err(|e| failed(&e))?;
         }
-        let tcp = asked.tcp.as_ref().map(|tcp| {
-            let listener = TcpListener::bind(tcp.address)?;
-            listener.set_nonblocking(true).map(|()| listener)
-        });
-        let tcp = tcp
-            .transpose()
-            .map_err(|e| Failure::text(Kind::HostCannot, format!("Cannot listen at the TCP address: {e}")))?;
         Ok(Listeners { path, unix, tcp, signals })
     }
 
