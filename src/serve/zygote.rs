@@ -283,7 +283,7 @@ impl Nursery {
 
     fn answer(&mut self, ask: &Ask) -> Result<Option<Making>, Failure> {
         let told = match self.make(ask) {
-            Ok(Made::Shell(making)) => return Ok(Some(making)),
+            Ok(Made::Shell(making)) => return Ok(Some(*making)),
             Ok(Made::Process(socket, handle)) => {
                 send(&self.channel, &Say::Made { id: ask.id }, &[socket.as_fd(), handle.as_fd()])
             }
@@ -313,7 +313,8 @@ impl Nursery {
                 let (whole, cpu, program) = (self.whole, self.cpu.clone(), self.program.clone());
                 let daemon = OwnedFd::from(daemon).into();
                 let group = self.groups.take().zip(group);
-                Ok(Made::Shell(Making { entry, daemon, kvm, null, group, shape, cpu, whole, program }))
+                let making = Making { entry, daemon, kvm, null, group, shape, cpu, whole, program };
+                Ok(Made::Shell(Box::new(making)))
             }
         }
     }
@@ -333,5 +334,5 @@ impl Child {
 /// What came of a fork, on either side.
 enum Made {
     Process(UnixStream, OwnedFd),
-    Shell(Making),
+    Shell(Box<Making>),
 }

@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(ranges, [33 * 4096..37 * 4096, page(47)]);
         assert_eq!(some.count(), 5);
         let all = Pages::of(2, &(0..u64::MAX));
-        assert_eq!(all.ranges(2).collect::<Vec<_>>(), [2 * WINDOW..3 * WINDOW]);
+        assert!(all.ranges(2).eq(std::iter::once(2 * WINDOW..3 * WINDOW)));
         assert_eq!(all.without(some).or(some), all);
         for outside in [0..2 * WINDOW, 3 * WINDOW..4 * WINDOW] {
             assert!(Pages::of(2, &outside).is_empty() && Pages::of(2, &outside).ranges(2).next().is_none());
@@ -155,6 +155,6 @@ mod tests {
         let all = wanted(ranges, 41 * 4096 + 1);
         let ranges: Vec<_> = all.iter().flat_map(|one| one.pages.ranges(one.number)).collect();
         assert_eq!(ranges, [2 * 4096..16 * 4096, 16 * 4096..20 * 4096, 40 * 4096..42 * 4096]);
-        assert_eq!(wanted([5..5], u64::MAX), []);
+        assert_eq!(wanted(std::iter::once(5..5), u64::MAX), []);
     }
 }
