@@ -34,6 +34,6 @@ pub use entry::{Entry, JailError, Order, Uids, bound_files};
 pub use keeper::{Keeper, Kept};
 pub use last_words::{LastWords, watch_mapped_files};
 pub use list::List;
-pub use process::{ForkError, Forked, MachineProcess, fork_machine, has_one_thread};
+pub use process::{ForkError, Forked, MachineProcess, fork_machine, has_one_thread, wait_for_one_thread};
 pub use seccomp::{SeccompError, confine};
 pub use walls::{Lack, Level, Wall, Walls};

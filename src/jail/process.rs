@@ -6,8 +6,13 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
+
+/// Longest wait for a thread that is about to end, and between two looks.
+const ENDING_MAX: Duration = Duration::from_millis(100);
+const ENDING_PAUSE: Duration = Duration::from_micros(50);
 
 /// Why the machine's process could not be made or watched.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +153,15 @@ pub fn has_one_thread() -> bool {
     threads() <= 1
 }
 
+/// Waits until it is so where a thread is about to end; whether it came to that.
+pub fn wait_for_one_thread() -> bool {
+    let until = Instant::now() + ENDING_MAX;
+    while !has_one_thread() && Instant::now() < until {
+        std::thread::sleep(ENDING_PAUSE);
+    }
+    has_one_thread()
+}
+
 /// How many threads this process has; 0 where /proc does not tell.
 fn threads() -> u64 {
     // A directory has a link from its parent, one from itself, and one from each directory in it: here one a thread.
@@ -169,7 +183,7 @@ mod tests {
         std::thread::scope(|scope| {
             let (stop, stopped) = std::sync::mpsc::channel::<()>();
             scope.spawn(move || stopped.recv().is_err());
-            assert!(threads() >= 2);
+            assert!(threads() >= 2 && !wait_for_one_thread());
             assert!(matches!(fork_machine(), Err(ForkError::Threads { .. })));
             drop(stop);
         });

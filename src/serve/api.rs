@@ -99,6 +99,14 @@ pub fn serve(daemon: &Daemon, connection: &Connection) {
     }
 }
 
+/// Answers what is not read to its end, and ends the connection.
+fn turn_away(connection: &Connection, refusal: &Response) -> Option<bool> {
+    let mut to = connection;
+    refusal.write(&mut to, false).ok()?;
+    connection.hang_up();
+    None
+}
+
 /// Serves one request; whether the connection goes on, or `None` at its end.
 fn serve_one(daemon: &Daemon, connection: &Connection, from: &mut BufReader<&Connection>) -> Option<bool> {
     let mut to = connection;
@@ -109,16 +117,14 @@ fn serve_one(daemon: &Daemon, connection: &Connection, from: &mut BufReader<&Con
     let head = match connection.in_time(|| Head::request(from)).ok()? {
         Ok(head) => head?,
         Err(RequestError::Bad { why, status }) => {
-            Response::refusal(status, &why).write(&mut to, false).ok();
-            return None;
+            return turn_away(connection, &Response::refusal(status, &why));
         }
         Err(RequestError::Io(_)) => return None,
     };
     if !daemon.allows(connection, head.header("authorization")) {
         // Nor is a body read for him.
         let refusal = Response::refusal(401, "The request does not bring the word that --tcp-token asks for");
-        refusal.with("WWW-Authenticate", "Bearer").write(&mut to, false).ok();
-        return None;
+        return turn_away(connection, &refusal.with("WWW-Authenticate", "Bearer"));
     }
     let _answering = daemon.answering();
     let keep_alive = head.keeps_alive() && !daemon.is_draining();
@@ -129,8 +135,7 @@ fn serve_one(daemon: &Daemon, connection: &Connection, from: &mut BufReader<&Con
     let body = match head.body(from, if invoked.is_some() { EVENT_MAX } else { BODY_MAX }) {
         Ok(body) => body,
         Err(RequestError::Bad { why, status }) => {
-            Response::refusal(status, &why).write(&mut to, false).ok();
-            return None;
+            return turn_away(connection, &Response::refusal(status, &why));
         }
         Err(RequestError::Io(_)) => return None,
     };

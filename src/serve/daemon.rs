@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -35,6 +35,10 @@ const STACK: usize = 256 << 10;
 const ACCEPTED_MAX: usize = 64;
 /// How long nothing is accepted when there are as many connections as may be, or no descriptor is left.
 const PAUSE: Duration = Duration::from_millis(2);
+
+/// Of what is not read for an answer, so much is thrown away before its connection is closed, and waited for so long.
+const UNREAD_MAX: u64 = 1 << 20;
+const UNREAD_WAIT: Duration = Duration::from_secs(1);
 
 /// What a daemon is asked to do.
 #[derive(Debug, Clone)]
@@ -399,6 +403,18 @@ impl Connection {
             Stream::Unix(stream) => stream.set_read_timeout(Some(time)),
             Stream::Tcp(stream) => stream.set_read_timeout(Some(time)),
         }
+    }
+
+    /// Ends it after an answer to what has not been read to its end. TCP takes an answer back from whoever has not read it when it
+    /// is closed with something unread (RFC 9112, 9.6): so what still comes is thrown away, up to a bound.
+    pub fn hang_up(&self) {
+        let ended = match &self.stream {
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+        };
+        self.until.set(Some(Instant::now() + UNREAD_WAIT));
+        // Who has gone, or does not end, needs nothing more.
+        ended.and_then(|()| io::copy(&mut Read::take(self, UNREAD_MAX), &mut io::sink())).ok();
     }
 
     /// How it is noticed that the other side has gone. On TCP that cannot be told from one that only says no more.

@@ -9,7 +9,7 @@ use snapshot_format::manifest::Drive;
 use crate::bundle::{Bundle, OpenError};
 use crate::config::Prefetch;
 use crate::devices::{DriveBacking, DriveSetup};
-use crate::jail::{List, confine, has_one_thread};
+use crate::jail::{List, confine, has_one_thread, wait_for_one_thread};
 use crate::kvm::{KvmVm, System, VmError};
 use crate::memory::{self, GuestMemory, OnStart};
 
@@ -46,8 +46,13 @@ impl Host {
 
     fn with_vm(self) -> Result<Self, StartError> {
         let vm = self.system.create_vm().map_err(BuildError::from)?;
-        // Linux 6.13 starts a thread in this process with its first VM, and one that has two cannot enter a jail.
-        Ok(Host { vm: has_one_thread().then_some(vm), ..self })
+        if has_one_thread() {
+            return Ok(Host { vm: Some(vm), ..self });
+        }
+        // Linux 6.13 starts a thread in this process with its first VM, and one that has two cannot enter a jail. It ends after its VM.
+        drop(vm);
+        wait_for_one_thread();
+        Ok(self)
     }
 
     /// The VM that was made ahead, or one that is made now, apart from the rest.
