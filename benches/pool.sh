@@ -42,7 +42,7 @@ if [ "$(id -u)" = 0 ]; then
     limit='--memory-max 96MiB'
     free=$place/socket-free
     "$ember" serve --socket "$free" --shells 8 --register "echo=$place/echo-64" &
-    unbounded=$!
+    other=$!
     until [ -S "$free" ]; do sleep 0.05; done
     echo_daemon 8 $limit
     for round in 1 2 3 4 5 6 7 8 9 10; do
@@ -51,7 +51,8 @@ if [ "$(id -u)" = 0 ]; then
         "$caller" "$free" echo loop 1 4 >>"$OUT/loop-free.jsonl"
         "$caller" "$socket" echo loop 1 4 >>"$OUT/loop-bounded.jsonl"
     done
-    kill "$unbounded" && wait "$unbounded" || true
+    kill "$other" && wait "$other" || true
+    other=
     stop
 fi
 

@@ -7,7 +7,9 @@ stop() {
     fi
     daemon=
 }
-trap 'stop; rm -rf "$place"' EXIT
+# A second daemon of a script's own, to be ended with it.
+other=
+trap 'stop; [ -z "$other" ] || kill "$other"; rm -rf "$place"' EXIT
 
 cp "$BENCH_TOOLS/caller" "$place"
 socket=$place/socket

@@ -159,6 +159,7 @@ impl ToFailure for StartError {
             | StartError::Chunk(_)
             | StartError::Prefetch(_)
             | StartError::Watch(_)
+            | StartError::VmThread
             | StartError::ShellShape
             | StartError::ShellPaging
             | StartError::ShellBoot

@@ -180,12 +180,14 @@ impl Groups {
         Some(max.saturating_sub(used))
     }
 
-    /// Whether the kernel has ended a process of this group because the bound left it no memory.
-    pub fn is_out_of_memory(&self, group: Group) -> bool {
-        // Both have a line `oom_kill NUMBER`.
-        let events = self.read_first(&[group.file("memory.events"), group.file("memory.oom_control")]);
-        let killed = |line: &str| line.strip_prefix("oom_kill ").is_some_and(|count| count.trim() != "0");
-        events.is_some_and(|text| text.lines().any(killed))
+    /// Whether the kernel has ended a process of this group because the bound left it no memory; `None` where nobody knows, because
+    /// another start has taken the group away.
+    pub fn is_out_of_memory(&self, group: Group) -> Option<bool> {
+        if self.memory_max.is_none() {
+            return Some(false);
+        }
+        let text = self.read_first(&[group.file("memory.events"), group.file("memory.oom_control")])?;
+        Some(is_killed_at_its_limit(&text))
     }
 
     /// Removes the group of a machine that has ended. One that cannot be removed is left to the next start.
@@ -199,6 +201,13 @@ impl Groups {
         let mut all = self.places.iter().flat_map(|place| files.iter().map(|file| place.read(file)));
         all.find_map(Result::ok)
     }
+}
+
+/// From `memory.events` or version 1's `memory.oom_control`. Both count kills whoever was out of memory; the first also tells how often
+/// the group itself was.
+fn is_killed_at_its_limit(text: &str) -> bool {
+    let count = |name: &str| text.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    count("oom_kill ").is_some_and(|count| count != "0") && count("oom ") != Some("0")
 }
 
 fn of_version_2(unified: &Hierarchy, bounds: &Bounds) -> Result<Place, BoundError> {
@@ -382,6 +391,15 @@ mod tests {
         let root =
             Hierarchy { own: found[2].mount.clone(), mount: found[2].mount.clone(), controllers: vec![] };
         assert_eq!(beside(&root), root.mount);
+    }
+
+    #[test]
+    fn a_kill_is_the_limit_s_only_where_the_group_was_out_of_memory() {
+        assert!(is_killed_at_its_limit("low 0\nhigh 0\nmax 9\noom 1\noom_kill 1\noom_group_kill 0\n"));
+        assert!(is_killed_at_its_limit("oom_kill_disable 0\nunder_oom 0\noom_kill 1\n"));
+        assert!(!is_killed_at_its_limit("max 0\noom 0\noom_kill 1\n"), "the host was");
+        assert!(!is_killed_at_its_limit("max 3\noom 1\noom_kill 0\n"));
+        assert!(!is_killed_at_its_limit("oom_kill_disable 0\nunder_oom 0\n"));
     }
 
     #[test]

@@ -54,15 +54,17 @@ impl Expected {
     pub fn for_pager(self, most: Option<u64>) -> (Self, bool) {
         let mut left = most.unwrap_or(u64::MAX).min(COPIED_MAX);
         let mut fitting = |mut ranges: Vec<Range<u64>>| {
-            let all = ranges.len();
+            let bytes =
+                |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
+            let all = bytes(&ranges);
             ranges.sort_unstable_by_key(|range| range.start);
-            let fits = |range: &Range<u64>| {
-                let rest = left.checked_sub(range.end - range.start);
-                left = rest.unwrap_or(0);
-                rest.is_some()
-            };
-            let ranges: Vec<_> = ranges.into_iter().take_while(fits).collect();
-            let is_cut = ranges.len() < all;
+            for range in &mut ranges {
+                let len = (range.end - range.start).min(left) / PAGE as u64 * PAGE as u64;
+                range.end = range.start + len;
+                left -= len;
+            }
+            ranges.retain(|range| !range.is_empty());
+            let is_cut = bytes(&ranges) < all;
             (ranges, is_cut)
         };
         let (read, cut_short) = fitting([self.read, self.written].concat());

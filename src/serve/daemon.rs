@@ -88,6 +88,8 @@ pub struct Daemon {
     draining: AtomicBool,
     connections_max: usize,
     connections: AtomicUsize,
+    /// Those of them that came by TCP, from whoever can reach it.
+    by_tcp: AtomicUsize,
     answering: AtomicUsize,
     /// One registration at a time: the pool follows the registry.
     registering: Mutex<()>,
@@ -114,6 +116,7 @@ pub fn serve(asked: &Asked) -> Result<(), Failure> {
         draining: AtomicBool::new(false),
         connections_max: connections_max(descriptors),
         connections: AtomicUsize::new(0),
+        by_tcp: AtomicUsize::new(0),
         answering: AtomicUsize::new(0),
         registering: Mutex::new(()),
     });
@@ -163,6 +166,12 @@ impl Daemon {
             (Stream::Tcp(_), Some(token)) => token.is_in(authorization),
             _ => true,
         }
+    }
+
+    /// Whether one more may come by TCP: half of all connections are kept for who may use the socket, whom nobody who is silent
+    /// on the network can shut out.
+    fn has_room_for_tcp(&self) -> bool {
+        self.by_tcp.load(Ordering::SeqCst) < self.connections_max / 2
     }
 
     /// Whether it is about to end.
@@ -264,7 +273,8 @@ impl Listeners {
         loop {
             let mut polled =
                 vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.unix, PollFlags::IN)];
-            polled.extend(self.tcp.iter().map(|tcp| PollFd::new(tcp, PollFlags::IN)));
+            let tcp = self.tcp.iter().filter(|_| daemon.has_room_for_tcp());
+            polled.extend(tcp.map(|tcp| PollFd::new(tcp, PollFlags::IN)));
             let second = super::pool::timespec(Duration::from_secs(1));
             rustix::io::retry_on_intr(|| poll(&mut polled, Some(&second)))
                 .map_err(|e| Failure::new(Kind::HostCannot, &io::Error::from(e)))?;
@@ -280,7 +290,10 @@ impl Listeners {
                 accept_some(daemon, || Ok(Stream::Unix(self.unix.accept()?.0)));
             }
             if let (Some(true), Some(tcp)) = (ready.get(2), &self.tcp) {
-                accept_some(daemon, || Ok(Stream::Tcp(tcp.accept()?.0)));
+                accept_some(daemon, || match daemon.has_room_for_tcp() {
+                    true => Ok(Stream::Tcp(tcp.accept()?.0)),
+                    false => Err(io::ErrorKind::WouldBlock.into()),
+                });
             }
         }
     }
@@ -323,15 +336,9 @@ fn refuse(stream: &Stream) {
 
 fn begin(daemon: &Arc<Daemon>, stream: Stream) {
     let Ok(connection) = Connection::new(stream, daemon.idle) else { return };
-    daemon.connections.fetch_add(1, Ordering::SeqCst);
-    let own = Arc::clone(daemon);
-    let served = thread("connection", move || {
-        api::serve(&own, &connection);
-        own.connections.fetch_sub(1, Ordering::SeqCst);
-    });
-    if served.is_err() {
-        daemon.connections.fetch_sub(1, Ordering::SeqCst);
-    }
+    let counted = Counted::new(daemon, &connection);
+    // Where there is no thread for it, it ends with the closure.
+    thread("connection", move || api::serve(&counted.daemon, &connection)).ok();
 }
 
 /// Removes the socket of a daemon that is gone.
@@ -347,6 +354,28 @@ fn remove_stale(path: &Path) -> Result<(), Failure> {
             told(format!("{} is there and is no socket", path.display()))
         }
         Err(_) => Ok(()),
+    }
+}
+
+/// A connection that counts among the daemon's until this is dropped.
+struct Counted {
+    daemon: Arc<Daemon>,
+    by_tcp: usize,
+}
+
+impl Counted {
+    fn new(daemon: &Arc<Daemon>, connection: &Connection) -> Self {
+        let by_tcp = usize::from(matches!(connection.stream, Stream::Tcp(_)));
+        daemon.connections.fetch_add(1, Ordering::SeqCst);
+        daemon.by_tcp.fetch_add(by_tcp, Ordering::SeqCst);
+        Counted { daemon: Arc::clone(daemon), by_tcp }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.daemon.connections.fetch_sub(1, Ordering::SeqCst);
+        self.daemon.by_tcp.fetch_sub(self.by_tcp, Ordering::SeqCst);
     }
 }
 

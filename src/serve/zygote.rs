@@ -58,14 +58,17 @@ enum Say {
 pub struct End {
     /// Exit code, or minus the signal that killed it.
     pub code: i32,
-    /// Whether the kernel killed it because its control group left it no memory.
-    pub out_of_memory: bool,
+    /// Whether the kernel killed it because its control group left it no memory; `None` where that is not known.
+    pub out_of_memory: Option<bool>,
 }
 
 impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.code {
-            _ if self.out_of_memory => write!(f, "needed more memory than --memory-max allows"),
+            _ if self.out_of_memory == Some(true) => write!(f, "needed more memory than --memory-max allows"),
+            -9 if self.out_of_memory.is_none() => {
+                write!(f, "was killed by signal 9, as by a limit of its memory")
+            }
             code if code < 0 => write!(f, "was killed by signal {}", -code),
             code => write!(f, "exited with {code}"),
         }
@@ -303,6 +306,7 @@ impl Nursery {
                 let (told, handle) = handles.map_err(|e| {
                     // Nobody would ever wait for it.
                     process.kill().and_then(|()| process.wait()).ok();
+                    self.groups.as_ref().zip(group).inspect(|(groups, group)| groups.remove(*group));
                     host(&e)
                 })?;
                 self.shells.push(Child { id: ask.id, process, handle, group });
@@ -324,7 +328,9 @@ impl Child {
     /// How it has ended. Its group goes with it.
     fn end(&self, groups: Option<&Groups>) -> End {
         let code = self.process.wait().unwrap_or(-1);
-        let Some((groups, group)) = groups.zip(self.group) else { return End { code, out_of_memory: false } };
+        let Some((groups, group)) = groups.zip(self.group) else {
+            return End { code, out_of_memory: Some(false) };
+        };
         let out_of_memory = groups.is_out_of_memory(group);
         groups.remove(group);
         End { code, out_of_memory }

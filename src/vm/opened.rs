@@ -51,8 +51,7 @@ impl Host {
         }
         // Linux 6.13 starts a thread in this process with its first VM, and one that has two cannot enter a jail. It ends after its VM.
         drop(vm);
-        wait_for_one_thread();
-        Ok(self)
+        if wait_for_one_thread() { Ok(self) } else { Err(StartError::VmThread) }
     }
 
     /// The VM that was made ahead, or one that is made now, apart from the rest.

@@ -74,6 +74,11 @@ pub enum StartError {
     /// The bundle's kernel cannot be booted.
     #[error("The bundle's kernel cannot be booted")]
     Load(#[from] LoadError),
+    /// KVM's thread in this process outlives its VM.
+    #[error(
+        "A thread of KVM's in this process does not end, and a process with two threads cannot be jailed; try again"
+    )]
+    VmThread,
     /// A shell was made for another machine.
     #[error("The shell that waited is of another shape than the bundle's machine")]
     ShellShape,

@@ -128,15 +128,19 @@ fn leaks(dir: &Path, figures: &mut Measured) -> Result<()> {
     let (before, after) = (counts(dir, "leaks-before")?, counts(dir, "leaks-after")?);
     let cycles = first_number(dir, "leaks-cycles")?;
     let above = |name: &str| {
-        let of = |counts: &BTreeMap<String, f64>| counts.get(name).copied().unwrap_or(f64::NAN);
-        of(&after) - of(&before)
+        let of = |counts: &BTreeMap<String, f64>| counts.get(name).copied();
+        of(&after)
+            .zip(of(&before))
+            .map(|(after, before)| after - before)
+            .with_context(|| format!("No count of {name}"))
     };
     let kinds = ["descriptors", "processes", "mounts", "sockets", "groups"];
-    let leaks: f64 = kinds.map(|name| above(name).max(0.0)).iter().sum();
+    let leaks: Vec<f64> = kinds.iter().map(|name| Ok(above(name)?.max(0.0))).collect::<Result<_>>()?;
+    let leaks: f64 = leaks.iter().sum();
     let method = format!("{} above the start, after {cycles:.0} events", kinds.join(", "));
     figures.add("pool.leaks_after_cycles", leaks, "", &method);
     let method = format!("private memory of daemon and zygote above the start, after {cycles:.0} events");
-    figures.add("pool.memory_after_cycles_kib", above("memory_kib"), "KiB", &method);
+    figures.add("pool.memory_after_cycles_kib", above("memory_kib")?, "KiB", &method);
     Ok(())
 }
 

@@ -91,7 +91,7 @@ pub const GROUPS: [Group; 24] = [
     // The client's imports and several bundles of it.
     Group::new("linux_lambda", Place::Linux, 300),
     // Memory up to both sides of the hole below 4 GiB.
-    Group::new("linux_memory", Place::Linux, 400).memory_mib(12 * 1024),
+    Group::new("linux_memory", Place::Linux, 900).memory_mib(12 * 1024),
     // Guests that never get ready, each waited for.
     Group::new("linux_bad", Place::Linux, 300),
     Group::new("linux_serve", Place::Linux, 300),
