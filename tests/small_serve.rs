@@ -100,7 +100,7 @@ fn more_than_a_function_may_serve_waits_and_more_than_may_wait_is_turned_away() 
     let daemon = Daemon::start(place.path());
     // What waits is looked for meanwhile, which takes its time in an emulated host.
     let settings =
-        json!({ "concurrency": 1, "queue": 1, "queue_timeout_ms": 4000, "event_timeout_ms": 60_000 });
+        json!({ "concurrency": 1, "queue": 1, "queue_timeout_ms": 4000, "event_timeout_ms": 9000 });
     daemon.register_with("faulty", &place.bake("faulty"), settings);
     let serving = daemon.begin("faulty", "spin");
     let state =
@@ -114,7 +114,7 @@ fn more_than_a_function_may_serve_waits_and_more_than_may_wait_is_turned_away() 
     let late = receive(waiting);
     late.fails(503, "platform", "did not come in time");
     assert_eq!(late.header("retry-after"), Some("1"));
-    drop(serving);
+    assert_eq!(receive(serving).status, 504);
     daemon.invoke("faulty", "exit 0").answers("exiting");
 }
 

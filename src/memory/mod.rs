@@ -22,7 +22,7 @@ pub use collapse::{make_huge, tmpfs_has_huge_pages};
 pub use mapping::{
     MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,
 };
-pub use prefetch::{Expected, Late, Prefetched, copy_written, read_ahead, unchanged_pages, within};
+pub use prefetch::{Expected, Late, Prefetched, bytes_of, copy_written, read_ahead, unchanged_pages, within};
 pub use program::Program;
 pub use source::{ChunkError, ChunkSource, chunks_around};
 pub use uffd::{

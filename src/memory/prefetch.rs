@@ -42,6 +42,11 @@ pub struct Expected {
     pub late_written: Vec<Range<u64>>,
 }
 
+/// Bytes of all ranges together.
+pub fn bytes_of(ranges: &[Range<u64>]) -> u64 {
+    ranges.iter().map(|range| range.end - range.start).sum()
+}
+
 impl Expected {
     /// All of it, in no order.
     pub fn all(&self) -> impl Iterator<Item = &Range<u64>> {
@@ -54,9 +59,7 @@ impl Expected {
     pub fn for_pager(self, most: Option<u64>) -> (Self, bool) {
         let mut left = most.unwrap_or(u64::MAX).min(COPIED_MAX);
         let mut fitting = |mut ranges: Vec<Range<u64>>| {
-            let bytes =
-                |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
-            let all = bytes(&ranges);
+            let all = bytes_of(&ranges);
             ranges.sort_unstable_by_key(|range| range.start);
             for range in &mut ranges {
                 let len = (range.end - range.start).min(left) / PAGE as u64 * PAGE as u64;
@@ -64,7 +67,7 @@ impl Expected {
                 left -= len;
             }
             ranges.retain(|range| !range.is_empty());
-            let is_cut = bytes(&ranges) < all;
+            let is_cut = bytes_of(&ranges) < all;
             (ranges, is_cut)
         };
         let (read, cut_short) = fitting([self.read, self.written].concat());
@@ -119,7 +122,7 @@ pub fn read_ahead(file: &File, expected: &Expected) -> Prefetched {
 /// Copies the pages that are expected to be written before an answer begins, within what a memory limit leaves (`most` bytes):
 /// beyond it the kernel would end the process instead of failing.
 pub fn copy_written(memory: &GuestMemory, expected: &Expected, most: Option<u64>) -> Prefetched {
-    let all: u64 = expected.written.iter().map(|range| range.end - range.start).sum();
+    let all = bytes_of(&expected.written);
     let mut done = Prefetched::default();
     copy(memory, &expected.written, most.unwrap_or(u64::MAX).min(COPIED_MAX), |range| {
         done.copied += range.end - range.start;

@@ -290,9 +290,9 @@ impl Listeners {
                 accept_some(daemon, || Ok(Stream::Unix(self.unix.accept()?.0)));
             }
             if let (Some(true), Some(tcp)) = (ready.get(2), &self.tcp) {
-                accept_some(daemon, || match daemon.has_room_for_tcp() {
-                    true => Ok(Stream::Tcp(tcp.accept()?.0)),
-                    false => Err(io::ErrorKind::WouldBlock.into()),
+                let full = || io::Error::from(io::ErrorKind::WouldBlock);
+                accept_some(daemon, || {
+                    if daemon.has_room_for_tcp() { Ok(Stream::Tcp(tcp.accept()?.0)) } else { Err(full()) }
                 });
             }
         }

@@ -2,26 +2,14 @@
 
 use std::io::{BufReader, Read};
 
+pub use snapshot_format::fuzz_entry::{Target, Verdict};
+
 use super::frame::Frame;
 use super::http::{Chunks, Head};
 use super::job;
 
 /// Longest body that is read, bytes: an input is shorter.
 const BODY_MAX: u64 = 64 << 10;
-
-/// What a decoder made of an input.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Refused with an error.
-    Refused,
-    /// Decoded.
-    Accepted,
-    /// Decoded, but what was decoded does not give itself again: a bug.
-    Broken,
-}
-
-/// A decoder's name, which is also its fuzz target's and its corpus', and its entry point.
-pub type Target = (&'static str, fn(&[u8]) -> Verdict);
 
 /// Every decoder.
 pub const TARGETS: &[Target] =

@@ -51,14 +51,15 @@ impl Hints {
         // A pager copies what is only read, too.
         let is_copied = options.prefetch == Prefetch::All || backend == Backend::Uffd;
         if let Some(expected) = self.expected.as_ref().filter(|_| is_copied) {
-            let bytes =
-                |ranges: &[Range<u64>]| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
-            let written = bytes(&expected.written) + bytes(&expected.late_written);
-            let read = bytes(&expected.read) + bytes(&expected.late_read);
-            let bytes = written + if backend == Backend::Uffd { read } else { 0 };
+            let copied = match backend {
+                Backend::Mmap => {
+                    memory::bytes_of(&expected.written) + memory::bytes_of(&expected.late_written)
+                }
+                Backend::Uffd => expected.all().map(|range| range.end - range.start).sum::<u64>(),
+            };
             self.pagemap =
-                (backend == Backend::Mmap).then(|| File::open("/proc/self/pagemap").ok()).flatten();
-            self.copied_max = (bytes > UNASKED_MAX).then(memory::free_bytes).flatten();
+                if backend == Backend::Mmap { File::open("/proc/self/pagemap").ok() } else { None };
+            self.copied_max = (copied > UNASKED_MAX).then(memory::free_bytes).flatten();
         }
         self
     }

@@ -84,14 +84,14 @@ impl Group {
 pub const GROUPS: [Group; 24] = [
     // Ten bakes of a busy guest one after the other, twice.
     Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
-    // Agents that fail to answer, each waited for; with --full, a thousand clones.
-    Group::new("clones_unique", Place::Linux, 1000).faults(),
+    // Many clones, agents that fail to answer, each waited for.
+    Group::new("clones_unique", Place::Linux, 400).faults(),
     // Bundles for two clock sources, and clones that wait for a timer.
     Group::new("clones_time", Place::Rig, 600),
     // The client's imports and several bundles of it.
     Group::new("linux_lambda", Place::Linux, 300),
     // Memory up to both sides of the hole below 4 GiB.
-    Group::new("linux_memory", Place::Linux, 900).memory_mib(12 * 1024),
+    Group::new("linux_memory", Place::Linux, 400).memory_mib(12 * 1024),
     // Guests that never get ready, each waited for.
     Group::new("linux_bad", Place::Linux, 300),
     Group::new("linux_serve", Place::Linux, 300),
