@@ -15,47 +15,46 @@ const MIB: u64 = 1 << 20;
 /// Pages with their own number in them, spread over memory on both sides of the hole below 4 GiB: pages are taken until some lie in
 /// each. The kernel gives what lies above first.
 const BOTH_SIDES: &str = r#"
-import mmap, struct
+import array, ctypes, mmap
 
 PAGE = 4096
 pages = mmap.mmap(-1, 1 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 pages.madvise(mmap.MADV_NOHUGEPAGE)
-
-def frame(number):
-    with open("/proc/self/pagemap", "rb") as file:
-        file.seek((address + number * PAGE) // PAGE * 8)
-        return struct.unpack("Q", file.read(8))[0] & (1 << 55) - 1
-
-import ctypes
 address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+first_words = memoryview(pages).cast("Q")[:: PAGE // 8]
+
+def frames(first, last):
+    found = array.array("Q")
+    with open("/proc/self/pagemap", "rb") as file:
+        file.seek((address // PAGE + first) * 8)
+        found.frombytes(file.read((last - first) * 8))
+    return [(entry & (1 << 55) - 1) * PAGE for entry in found]
 
 def write(first, last):
-    for number in range(first, last):
-        struct.pack_into("Q", pages, number * PAGE, number)
+    first_words[first:last] = memoryview(array.array("Q", range(first, last)))
 
 taken = 0
 below = above = False
 while not (below and above):
     write(taken, taken + 256)
-    for number in (taken, taken + 255):
-        where = frame(number) * PAGE
-        below |= where < 3 << 30
-        above |= where >= 4 << 30
+    where = frames(taken, taken + 256)
+    below |= min(where) < 3 << 30
+    above |= max(where) >= 4 << 30
     taken += 256
 
-def count_right():
-    return sum(struct.unpack_from("Q", pages, number * PAGE)[0] == number for number in range(taken))
+def are_right():
+    return first_words[:taken].tolist() == list(range(taken))
 
-state.update(taken=taken, frame=frame, count_right=count_right, write=write)
+state.update(taken=taken, frames=frames, are_right=are_right, write=write)
 "#;
 
 /// Says whether all pages are right and on which sides they lie, then changes them all.
 const LOOK: &str = r#"
-frames = [state["frame"](number) * 4096 for number in range(state["taken"])]
-print(state["count_right"]() == state["taken"], min(frames) < 3 << 30, max(frames) >= 4 << 30)
+frames = state["frames"](0, state["taken"])
+print(state["are_right"](), min(frames) < 3 << 30, max(frames) >= 4 << 30)
 print(int(open("/proc/meminfo").readline().split()[1]) >> 10)
 state["write"](0, state["taken"])
-print(state["count_right"]() == state["taken"])
+print(state["are_right"]())
 "#;
 
 /// Bakes a guest of so much memory and looks at it in two clones.
