@@ -12,16 +12,28 @@ use linux::{bake, baked, busybox_root, example_bundle, python, run, shell, with_
 
 const MIB: u64 = 1 << 20;
 
-/// Pages with their own number in them, spread over memory on both sides of the hole below 4 GiB: pages are taken until some lie in
-/// each. The kernel gives what lies above first.
+/// Pages with their own number in them on both sides of the hole below 4 GiB. The kernel gives what lies above first, so most of that
+/// is held until pages below are given, and let go before the freeze. `ABOVE` is its size in MiB.
 const BOTH_SIDES: &str = r#"
 import array, ctypes, mmap
 
 PAGE = 4096
-pages = mmap.mmap(-1, 1 << 30, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+MIB = 1 << 20
+MADV_POPULATE_WRITE = 23
+ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
+pages = mmap.mmap(-1, 64 * MIB, ANONYMOUS)
 pages.madvise(mmap.MADV_NOHUGEPAGE)
 address = ctypes.addressof(ctypes.c_char.from_buffer(pages))
 first_words = memoryview(pages).cast("Q")[:: PAGE // 8]
+
+held = []
+
+def hold(mib, advice):
+    area = mmap.mmap(-1, mib * MIB, ANONYMOUS)
+    area.madvise(advice)
+    area.madvise(MADV_POPULATE_WRITE)
+    held.append(area)
 
 def frames(first, last):
     found = array.array("Q")
@@ -33,14 +45,18 @@ def frames(first, last):
 def write(first, last):
     first_words[first:last] = memoryview(array.array("Q", range(first, last)))
 
+if ABOVE > 256:
+    hold(ABOVE - 256, mmap.MADV_HUGEPAGE)
 taken = 0
 below = above = False
 while not (below and above):
-    write(taken, taken + 256)
-    where = frames(taken, taken + 256)
+    write(taken, taken + 64)
+    where = frames(taken, taken + 64)
     below |= min(where) < 3 << 30
     above |= max(where) >= 4 << 30
-    taken += 256
+    taken += 64
+    hold(32, mmap.MADV_NOHUGEPAGE)
+held.clear()
 
 def are_right():
     return first_words[:taken].tolist() == list(range(taken))
@@ -60,7 +76,8 @@ print(state["are_right"]())
 /// Bakes a guest of so much memory and looks at it in two clones.
 #[track_caller]
 fn has_memory_on_both_sides(name: &str, mib: u64) {
-    let bundle = python(name, BOTH_SIDES, &["--memory", &format!("{mib}MiB")]);
+    let setup = format!("ABOVE = {}\n{BOTH_SIDES}", mib - 3072);
+    let bundle = python(name, &setup, &["--memory", &format!("{mib}MiB")]);
     for _ in 0..2 {
         let ended = run(&bundle, LOOK);
         let lines: Vec<&str> = ended.succeeds().text().lines().collect();

@@ -84,6 +84,8 @@ impl Group {
 pub const GROUPS: [Group; 24] = [
     // Ten bakes of a busy guest one after the other, twice.
     Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
+    // Clones that are baked again, several times.
+    Group::new("whole_linux", Place::Linux, 400),
     // Many clones, agents that fail to answer, each waited for.
     Group::new("clones_unique", Place::Linux, 400).faults(),
     // Bundles for two clock sources, and clones that wait for a timer.
@@ -92,6 +94,9 @@ pub const GROUPS: [Group; 24] = [
     Group::new("linux_lambda", Place::Linux, 300),
     // Memory up to both sides of the hole below 4 GiB.
     Group::new("linux_memory", Place::Linux, 400).memory_mib(12 * 1024),
+    // The most cases.
+    Group::new("small_serve", Place::Small, 120),
+    Group::new("small", Place::Small, 120),
     // Guests that never get ready, each waited for.
     Group::new("linux_bad", Place::Linux, 300),
     Group::new("linux_serve", Place::Linux, 300),
@@ -107,14 +112,11 @@ pub const GROUPS: [Group; 24] = [
     Group::new("linux_smp", Place::Linux, 300),
     // What is asserted there is counted in instructions.
     Group::new("figures", Place::Linux, 300).icount(),
-    Group::new("whole_linux", Place::Linux, 400),
     Group::new("whole_cpu", Place::Rig, 120).other_cpu("EPYC,+svm,+npt,-cx16,-avx2,-bmi2,-rdtscp,-xsaveopt"),
     Group::new("whole", Place::Small, 120),
     Group::new("beside", Place::Rig, 120),
     // Attackers that are waited out; with --full, guests that run wild for an hour.
     Group::new("hostile", Place::Small, 3900),
-    Group::new("small_serve", Place::Small, 120),
-    Group::new("small", Place::Small, 120),
     Group::new("offline", Place::Anywhere, 120),
 ];
 

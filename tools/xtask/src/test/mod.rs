@@ -23,7 +23,7 @@ use cases::Case;
 use groups::{GROUPS, Group, Place};
 use native::Native;
 use report::Report;
-use rigged::GroupRun;
+use rigged::{Caches, GroupRun};
 
 /// The name of the tests beside the code on the command line.
 const UNIT: &str = "unit";
@@ -100,14 +100,14 @@ fn run_black_box(
         say(&format!("Linux guests run in an emulated host, because {}", kvm.reason()));
     }
     let host = RigHost::prepare(workspace, &contents)?;
-    let run_of = |group: &'static Group| -> Result<GroupRun> {
+    let caches = Caches::open(workspace.target("rig/bundles"), &key)?;
+    let run_of = |group: &'static Group| {
         let cases = cases.iter().filter(|case| case.group.name == group.name).cloned().collect();
-        let cache = rigged::cache_of(workspace, group, &key)?;
-        Ok(GroupRun { group, cases, host: &host, cache, full: arguments.full })
+        GroupRun { group, cases, host: &host, caches: &caches, full: arguments.full }
     };
     let has_cases = |group: &Group| cases.iter().any(|case| case.group.name == group.name);
     let groups = GROUPS.iter().filter(|group| runs_in_rig(group, kvm) && has_cases(group));
-    rigged::run_all(groups.map(run_of).collect::<Result<_>>()?, workers(), report)
+    rigged::run_all(groups.map(run_of).collect(), workers(), report)
 }
 
 /// The cases that were asked for; those that are not run are reported.

@@ -1,18 +1,19 @@
 //! Black-box cases in the emulated host: one boot for a group, one process with its own limit for a case.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt::Write as _;
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, anyhow};
 
 use super::cases::{Case, Outcome};
 use super::groups::{Group, OTHER_CPU};
 use super::report::Report;
 use crate::rig::{Cache, Job, RigHost};
-use crate::workspace::Workspace;
+use crate::workspace::make_dir;
 
 const RUN_CASES: &str = include_str!("../../rig/run-cases");
 
@@ -21,24 +22,77 @@ pub struct GroupRun<'a> {
     pub group: &'static Group,
     pub cases: Vec<Case>,
     pub host: &'a RigHost,
-    pub cache: Cache,
+    pub caches: &'a Caches,
     pub full: bool,
 }
 
-/// The file system that a group's bundles are kept in between runs, named by what they are made of.
+/// The file systems that bundles are kept in, from group to group and from run to run.
 ///
-/// A bundle holds the frequency of the TSC, which differs between the two clocks of the rig.
-pub fn cache_of(workspace: &Workspace, group: &Group, key: &str) -> Result<Cache> {
-    let mode = if group.icount { "icount" } else { "wall" };
-    let dir = workspace.target("rig/bundles");
-    let prefix = format!("{}-{mode}-", group.name);
-    let image = dir.join(format!("{prefix}{key}.ext4"));
-    for entry in std::fs::read_dir(&dir).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with(&prefix) && entry.path() != image {
-            std::fs::remove_file(entry.path())?;
+/// A group takes one that no other has and gives it back, so what many groups use is baked as often as groups run at once, and not by
+/// each of them. They are named by what bundles are made of, and by what else is in one: the features of the processor and the
+/// frequency of its TSC, which differs between the two clocks of the rig.
+#[derive(Debug)]
+pub struct Caches {
+    dir: PathBuf,
+    /// End of the names: what bundles are made of.
+    end: String,
+    taken: Mutex<BTreeSet<PathBuf>>,
+}
+
+impl Caches {
+    /// So many of other content are left: the program with faults and the one without take turns.
+    const OTHERS: usize = 4;
+
+    /// The caches in `dir` for bundles that are made of what `key` stands for. All but the newest of others are removed.
+    ///
+    /// # Errors
+    /// Where the directory cannot be read or written.
+    pub fn open(dir: PathBuf, key: &str) -> Result<Self> {
+        let end = format!("-{key}.ext4");
+        make_dir(&dir)?;
+        let mut others = Vec::new();
+        for entry in std::fs::read_dir(&dir).with_context(|| format!("Cannot read {}", dir.display()))? {
+            let entry = entry?;
+            if !entry.file_name().to_string_lossy().ends_with(&end) {
+                others.push((entry.metadata()?.modified()?, entry.path()));
+            }
         }
+        others.sort();
+        for (_, path) in others.iter().rev().skip(Self::OTHERS) {
+            std::fs::remove_file(path).with_context(|| format!("Cannot remove {}", path.display()))?;
+        }
+        Ok(Self { dir, end, taken: Mutex::default() })
     }
-    Ok(Cache { image })
+
+    /// The first that nobody has.
+    fn take(&self, group: &Group) -> Taken<'_> {
+        let clock = if group.icount { "icount" } else { "wall" };
+        // A comma would divide QEMU's options.
+        let cpu = group.cpu.replace(',', "");
+        let name = |number: usize| self.dir.join(format!("{clock}-{cpu}-{number}{}", self.end));
+        let mut taken = self.taken();
+        let image = (0..=taken.len()).map(name).find(|image| !taken.contains(image));
+        // One more than are taken cannot all be.
+        let image = image.unwrap_or_else(|| name(taken.len()));
+        taken.insert(image.clone());
+        Taken { caches: self, cache: Cache { image } }
+    }
+
+    fn taken(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A cache while a group has it.
+struct Taken<'a> {
+    caches: &'a Caches,
+    cache: Cache,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.caches.taken().remove(&self.cache.image);
+    }
 }
 
 /// Runs the groups, as many at once as there are workers.
@@ -46,29 +100,28 @@ pub fn run_all(runs: Vec<GroupRun>, workers: usize, report: &Report) -> Result<(
     let queue = Mutex::new(VecDeque::from(runs));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     thread::scope(|scope| {
-        let work = || -> Result<()> {
+        let work = || {
             while let Some(run) = next() {
-                run.run(report)?;
+                run.run(report);
             }
-            Ok(())
         };
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         threads.into_iter().try_for_each(|thread| {
-            thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("A thread that runs tests has panicked")))
+            thread.join().map_err(|_| anyhow!("A thread that runs tests has panicked"))
         })
     })
 }
 
 impl GroupRun<'_> {
-    fn run(&self, report: &Report) -> Result<()> {
+    fn run(&self, report: &Report) {
+        let taken = self.caches.take(self.group);
         let (other, usual): (Vec<Case>, Vec<Case>) =
             self.cases.iter().cloned().partition(|case| case.name.starts_with(OTHER_CPU));
-        self.run_on(self.group.cpu, &usual, report);
-        self.run_on(self.group.other_cpu.unwrap_or(self.group.cpu), &other, report);
-        Ok(())
+        self.run_on(self.group.cpu, &usual, &taken.cache, report);
+        self.run_on(self.group.other_cpu.unwrap_or(self.group.cpu), &other, &taken.cache, report);
     }
 
-    fn run_on(&self, cpu: &str, cases: &[Case], report: &Report) {
+    fn run_on(&self, cpu: &str, cases: &[Case], cache: &Cache, report: &Report) {
         if cases.is_empty() {
             return;
         }
@@ -76,7 +129,7 @@ impl GroupRun<'_> {
         let token = format!("@@{}-{}", std::process::id(), self.group.name);
         let mut transcript = Transcript::new(cases, &token, &place, report);
         report.say(&format!("    {place}: booting the emulated host for {} cases", cases.len()));
-        let result = self.host.run(&self.job(&token, cpu, cases), &mut |_, bytes| {
+        let result = self.host.run(&self.job(&token, cpu, cases, cache), &mut |_, bytes| {
             transcript.feed(bytes);
             Ok(())
         });
@@ -88,7 +141,7 @@ impl GroupRun<'_> {
         transcript.finish(reason);
     }
 
-    fn job(&self, token: &str, cpu: &str, cases: &[Case]) -> Job {
+    fn job(&self, token: &str, cpu: &str, cases: &[Case], cache: &Cache) -> Job {
         let limit = self.group.case_limit * cases.len() as u64;
         let mut environment = vec![("RIG_TOKEN", token.to_owned())];
         if self.full {
@@ -102,7 +155,7 @@ impl GroupRun<'_> {
             icount: self.group.icount,
             memory_mib: self.group.memory_mib,
             cpu: cpu.to_owned(),
-            cache: Some(self.cache.clone()),
+            cache: Some(cache.clone()),
             limit: Duration::from_secs(limit),
             ..Job::default()
         }
@@ -232,6 +285,37 @@ mod tests {
     }
 
     const PASSED: &str = "test result: ok. 1 passed; 0 failed; 0 ignored\n";
+
+    #[test]
+    fn groups_at_once_have_caches_of_their_own_and_later_groups_those_of_earlier_ones() {
+        let dir = std::env::temp_dir().join(format!("ember-caches-{}", std::process::id()));
+        let caches = Caches::open(dir.clone(), "k").unwrap();
+        let [small, exact, other_cpu] =
+            ["small", "figures", "whole_cpu"].map(|name| groups::of_binary(name).unwrap());
+        let image = |taken: &Taken| taken.cache.image.clone();
+        let (first, second) = (caches.take(small), caches.take(small));
+        let others = [&first, &second, &caches.take(exact), &caches.take(other_cpu)].map(image);
+        assert_eq!(BTreeSet::from_iter(&others).len(), others.len());
+        assert!(others.iter().all(|image| !image.to_string_lossy().contains(',')));
+        drop(first);
+        assert_eq!(caches.take(small).cache.image, others[0]);
+        std::fs::remove_dir(dir).unwrap();
+    }
+
+    #[test]
+    fn of_caches_with_other_content_only_a_few_are_left() {
+        let dir = std::env::temp_dir().join(format!("ember-other-caches-{}", std::process::id()));
+        std::fs::create_dir(&dir).unwrap();
+        for number in 0..7 {
+            std::fs::write(dir.join(format!("wall-{number}-old.ext4")), "").unwrap();
+        }
+        std::fs::write(dir.join("wall-0-new.ext4"), "").unwrap();
+        Caches::open(dir.clone(), "new").unwrap();
+        let left: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left.len(), Caches::OTHERS + 1);
+        assert!(left.contains(&"wall-0-new.ext4".into()));
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 
     #[test]
     fn every_case_gets_its_own_outcome() {
