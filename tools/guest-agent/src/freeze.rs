@@ -15,6 +15,10 @@ use crate::sys;
 const MIB: u64 = 1 << 20;
 /// Memory is taken in pieces of at most this much, bytes.
 const PIECE: u64 = 64 * MIB;
+/// ... and of what there is at most this part: nobody else takes the rest in the time that it lasts.
+const PART: u64 = 8;
+/// What is taken at once in any case where it is no more than half, bytes.
+const SMALL: u64 = MIB;
 /// The least that is worth taking, bytes.
 const LEAST: u64 = 64 << 10;
 /// What stays free besides the kernel's own reserve, bytes.
@@ -106,10 +110,11 @@ fn take_free_memory() {
     }
 }
 
-/// How much to take next, if anything. Half of what there is: every step shows what the one before it really left.
+/// How much to take next, if anything. Every step shows what the one before it really left, and what a busy function has taken or
+/// given back meanwhile: where both want the last of it the kernel kills this child, and says so in the guest's log.
 fn next_piece(free: u64, reserve: u64) -> Option<u64> {
-    let half = free.saturating_sub(reserve) / 2;
-    let len = half.min(PIECE) / 4096 * 4096;
+    let there = free.saturating_sub(reserve);
+    let len = (there / PART).clamp(SMALL, PIECE).min(there / 2) / 4096 * 4096;
     (len >= LEAST).then_some(len)
 }
 
@@ -124,9 +129,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_taken_by_halves_down_to_the_reserve() {
-        assert_eq!(next_piece(200 * MIB, MIB), Some(PIECE));
-        assert_eq!(next_piece(11 * MIB, MIB), Some(5 * MIB));
+    fn memory_is_taken_in_parts_down_to_the_reserve() {
+        assert_eq!(next_piece(2000 * MIB, MIB), Some(PIECE));
+        assert_eq!(next_piece(201 * MIB, MIB), Some(25 * MIB));
+        assert_eq!(next_piece(5 * MIB, MIB), Some(SMALL));
+        assert_eq!(next_piece(2 * MIB, MIB), Some(MIB / 2));
         assert_eq!(next_piece(MIB + LEAST, MIB), None);
         assert_eq!(next_piece(0, MIB), None);
         let mut free = 8 << 30;
