@@ -1,13 +1,14 @@
 //! Black-box cases in the emulated host: one boot for a group, one process with its own limit for a case.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::fmt::Write as _;
+use std::fs::{File, TryLockError};
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, bail};
 
 use super::cases::{Case, Outcome};
 use super::groups::{Group, OTHER_CPU};
@@ -36,7 +37,6 @@ pub struct Caches {
     dir: PathBuf,
     /// End of the names: what bundles are made of.
     end: String,
-    taken: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Caches {
@@ -53,7 +53,8 @@ impl Caches {
         let mut others = Vec::new();
         for entry in std::fs::read_dir(&dir).with_context(|| format!("Cannot read {}", dir.display()))? {
             let entry = entry?;
-            if !entry.file_name().to_string_lossy().ends_with(&end) {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(".ext4") && !name.ends_with(&end) {
                 others.push((entry.metadata()?.modified()?, entry.path()));
             }
         }
@@ -61,38 +62,37 @@ impl Caches {
         for (_, path) in others.iter().rev().skip(Self::OTHERS) {
             std::fs::remove_file(path).with_context(|| format!("Cannot remove {}", path.display()))?;
         }
-        Ok(Self { dir, end, taken: Mutex::default() })
+        Ok(Self { dir, end })
     }
 
-    /// The first that nobody has.
-    fn take(&self, group: &Group) -> Taken<'_> {
+    /// The first that nobody has, in this process or another.
+    fn take(&self, group: &Group) -> Result<Taken> {
         let clock = if group.icount { "icount" } else { "wall" };
         // A comma would divide QEMU's options.
         let cpu = group.cpu.replace(',', "");
-        let name = |number: usize| self.dir.join(format!("{clock}-{cpu}-{number}{}", self.end));
-        let mut taken = self.taken();
-        let image = (0..=taken.len()).map(name).find(|image| !taken.contains(image));
-        // One more than are taken cannot all be.
-        let image = image.unwrap_or_else(|| name(taken.len()));
-        taken.insert(image.clone());
-        Taken { caches: self, cache: Cache { image } }
-    }
-
-    fn taken(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+        for number in 0_u32.. {
+            let name = format!("{clock}-{cpu}-{number}");
+            let path = self.dir.join(format!("{name}.lock"));
+            let failed = || format!("Cannot lock {}", path.display());
+            let lock = File::create(&path).with_context(failed)?;
+            match lock.try_lock() {
+                Ok(()) => {
+                    let image = self.dir.join(format!("{name}{}", self.end));
+                    return Ok(Taken { cache: Cache { image }, _lock: lock });
+                }
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => return Err(error).with_context(failed),
+            }
+        }
+        bail!("Every cache in {} is taken", self.dir.display())
     }
 }
 
 /// A cache while a group has it.
-struct Taken<'a> {
-    caches: &'a Caches,
+#[derive(Debug)]
+struct Taken {
     cache: Cache,
-}
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        self.caches.taken().remove(&self.cache.image);
-    }
+    _lock: File,
 }
 
 /// Runs the groups, as many at once as there are workers.
@@ -100,25 +100,27 @@ pub fn run_all(runs: Vec<GroupRun>, workers: usize, report: &Report) -> Result<(
     let queue = Mutex::new(VecDeque::from(runs));
     let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
     thread::scope(|scope| {
-        let work = || {
+        let work = || -> Result<()> {
             while let Some(run) = next() {
-                run.run(report);
+                run.run(report)?;
             }
+            Ok(())
         };
         let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         threads.into_iter().try_for_each(|thread| {
-            thread.join().map_err(|_| anyhow!("A thread that runs tests has panicked"))
+            thread.join().unwrap_or_else(|_| bail!("A thread that runs tests has panicked"))
         })
     })
 }
 
 impl GroupRun<'_> {
-    fn run(&self, report: &Report) {
-        let taken = self.caches.take(self.group);
+    fn run(&self, report: &Report) -> Result<()> {
+        let taken = self.caches.take(self.group)?;
         let (other, usual): (Vec<Case>, Vec<Case>) =
             self.cases.iter().cloned().partition(|case| case.name.starts_with(OTHER_CPU));
         self.run_on(self.group.cpu, &usual, &taken.cache, report);
         self.run_on(self.group.other_cpu.unwrap_or(self.group.cpu), &other, &taken.cache, report);
+        Ok(())
     }
 
     fn run_on(&self, cpu: &str, cases: &[Case], cache: &Cache, report: &Report) {
@@ -142,7 +144,7 @@ impl GroupRun<'_> {
     }
 
     fn job(&self, token: &str, cpu: &str, cases: &[Case], cache: &Cache) -> Job {
-        let limit = self.group.case_limit * cases.len() as u64;
+        let limit = cases.iter().map(Case::limit).sum();
         let mut environment = vec![("RIG_TOKEN", token.to_owned())];
         if self.full {
             environment.push(("EMBER_FULL", "1".to_owned()));
@@ -166,7 +168,7 @@ fn case_list(cases: &[Case]) -> String {
     let mut list = String::new();
     for (index, case) in cases.iter().enumerate() {
         // Writing to a string cannot fail.
-        writeln!(list, "{index} {} {} {}", case.group.case_limit, case.binary.name, case.name).ok();
+        writeln!(list, "{index} {} {} {}", case.limit(), case.binary.name, case.name).ok();
     }
     list
 }
@@ -228,7 +230,7 @@ impl<'a> Transcript<'a> {
         let Some((current, output)) = self.current.take() else { return };
         let Some(case) = self.cases.get(current).filter(|_| index.parse() == Ok(current)) else { return };
         let how = match code {
-            "137" => format!("killed, the limit is {} s", case.group.case_limit),
+            "137" => format!("killed, the limit is {} s", case.limit()),
             code => format!("exit code {code}"),
         };
         let took = Duration::from_millis(centiseconds.parse::<u64>().unwrap_or(0) * 10);
@@ -292,14 +294,14 @@ mod tests {
         let caches = Caches::open(dir.clone(), "k").unwrap();
         let [small, exact, other_cpu] =
             ["small", "figures", "whole_cpu"].map(|name| groups::of_binary(name).unwrap());
-        let image = |taken: &Taken| taken.cache.image.clone();
-        let (first, second) = (caches.take(small), caches.take(small));
-        let others = [&first, &second, &caches.take(exact), &caches.take(other_cpu)].map(image);
-        assert_eq!(BTreeSet::from_iter(&others).len(), others.len());
-        assert!(others.iter().all(|image| !image.to_string_lossy().contains(',')));
+        let take = |group| caches.take(group).unwrap();
+        let (first, others) = (take(small), [take(small), take(exact), take(other_cpu)]);
+        let images: Vec<_> = others.iter().chain([&first]).map(|taken| taken.cache.image.clone()).collect();
+        assert!((1..images.len()).all(|number| !images[number..].contains(&images[number - 1])));
+        assert!(images.iter().all(|image| !image.to_string_lossy().contains(',')));
         drop(first);
-        assert_eq!(caches.take(small).cache.image, others[0]);
-        std::fs::remove_dir(dir).unwrap();
+        assert_eq!(take(small).cache.image, images[3]);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]
