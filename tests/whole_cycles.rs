@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use common::{Ended, Place, ember, end_within, finish, start};
-use linux::{bake, with_root};
+use linux::{bake, kept, with_root};
 
 /// Restore, work, bake again from the running clone.
 const CYCLES: usize = 10;
@@ -66,11 +66,11 @@ fn run(bundle: &Path, script: &str, to: Option<&Path>, limit: Duration) -> Ended
 }
 
 /// Bakes a guest, sets it to work, takes it through `cycles`, and lets it say how it was.
-fn cycles(place: &Place, vcpus: u32, memory_mib: u32, cycles: usize) {
+fn cycles(place: &Path, vcpus: u32, memory_mib: u32, cycles: usize) {
     let memory = format!("{memory_mib}MiB");
     let limit = CYCLE_LIMIT * memory_mib.div_ceil(1024);
     let check = format!("{CHECK_BEGIN}{}{CHECK_END}", tolerated(vcpus));
-    let at = |number: usize| place.join(&format!("cycle-{number}"));
+    let at = |number: usize| place.join(format!("cycle-{number}"));
     let arguments =
         ["--vcpus", &vcpus.to_string(), "--memory", &memory, "--event-timeout", "200s", "--", "/bin/sh"];
     bake(&at(0), with_root(&stress_root(), &arguments)).succeeds();
@@ -95,21 +95,22 @@ mod full {
 
     #[test]
     fn one_vcpu_goes_through_ten_cycles_under_load() {
-        cycles(&Place::new(), 1, 256, CYCLES);
+        cycles(Place::new().path(), 1, 256, CYCLES);
     }
 
     #[test]
     fn two_vcpus_go_through_ten_cycles_under_load() {
-        cycles(&Place::new(), 2, 256, CYCLES);
+        cycles(Place::new().path(), 2, 256, CYCLES);
     }
 
     #[test]
     fn four_vcpus_go_through_a_cycle_under_load() {
-        cycles(&Place::new(), 4, 512, 1);
+        cycles(Place::new().path(), 4, 512, 1);
     }
 
     #[test]
     fn eight_gib_go_through_a_cycle_under_load() {
-        cycles(&Place::new(), 1, 8192, 1);
+        // Not on a tmpfs: there a page that is touched in a hole takes room twice, as the file's and as the clone's.
+        cycles(tempfile::tempdir_in(kept()).unwrap().path(), 1, 8192, 1);
     }
 }
