@@ -125,7 +125,7 @@ fn what_was_baked_is_read_back() {
     let bundle = Bundle::open(&path).unwrap();
     assert_eq!(bundle.manifest().function, manifest().function);
     assert_eq!(bundle.state().unwrap().take::<MachineState>(0).unwrap(), machine_state(MEMORY, 1, TSC_KHZ));
-    let memory = memory::copy_on_write(bundle.memory().unwrap(), MEMORY).unwrap();
+    let memory = memory::copy_on_write(bundle.memory().unwrap(), MEMORY, &[]).unwrap();
     for at in CONTENT {
         assert_eq!(memory.read_obj::<u64>(GuestAddress(at)).unwrap(), !at);
     }

@@ -217,7 +217,7 @@ mod tests {
     fn a_host_that_cannot_is_asked_once_and_what_was_mapped_is_told() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 1 << 20], 0).unwrap();
-        let memory = copy_on_write(&file, 1 << 20).unwrap();
+        let memory = copy_on_write(&file, 1 << 20, &[]).unwrap();
         let set = expected(&[0..4096, 8192..16384, 40960..45056], &[]);
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         for (most, pages) in [(0, 0), (3, 3), (4, 4)] {

@@ -14,7 +14,7 @@ use vm_memory::{
 };
 
 use super::layout::{self, Region};
-use super::place::{HUGE, page_entries};
+use super::place::{self, HUGE, page_entries};
 use super::{GuestMemory, Touch};
 
 /// Why guest memory could not be mapped.
@@ -39,6 +39,17 @@ pub enum MapError {
         /// Length of the guest's memory.
         expected: u64,
     },
+    /// A part that is zero could not be left out of the mapping.
+    #[error("Cannot map {len} bytes of zeros at offset {start:#x} of the memory")]
+    Zeros {
+        /// Where they begin in the `memory` file.
+        start: u64,
+        /// How many there are.
+        len: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The memory file could not be examined.
     #[error("Cannot examine the memory file")]
     File(#[source] io::Error),
@@ -61,25 +72,29 @@ pub fn anonymous(bytes: u64) -> Result<GuestMemory, MapError> {
 }
 
 /// A private copy-on-write view of a bundle's `memory` file: pages are read from the page cache, which every clone
-/// shares, until the guest writes them.
+/// shares, until the guest writes them. Of `zeros`, ranges of the file that hold nothing but zeros, those of 2 MiB and more are
+/// anonymous memory instead: a page of a hole that is touched would take room in the page cache too, on a tmpfs for as long as the
+/// file is there.
 ///
 /// # Errors
 /// The file's real length is not `bytes` (a page behind its end would raise SIGBUS), or the host has no room.
-pub fn copy_on_write(file: &File, bytes: u64) -> Result<GuestMemory, MapError> {
+pub fn copy_on_write(file: &File, bytes: u64, zeros: &[Range<u64>]) -> Result<GuestMemory, MapError> {
     let found = file_len(file)?;
     if found != bytes {
         return Err(MapError::Length { found, expected: bytes });
     }
-    build(bytes, |region| map(region, Some(file)))
+    let memory = build(bytes, |region| map(region, Some(file)))?;
+    leave_out(&memory, zeros)?;
+    Ok(memory)
 }
 
 /// Puts a private copy-on-write view of a bundle's `memory` file in the place of memory that nobody has used yet. The addresses
 /// stay, and with them KVM's memory slots, which hold addresses and not mappings; what the guest had of the old pages the kernel
-/// takes away from it.
+/// takes away from it. `zeros` are as for [`copy_on_write`].
 ///
 /// # Errors
 /// The file's real length is not that of the memory, or the host has no room; a part may have been replaced then.
-pub fn copy_on_write_over(memory: &GuestMemory, file: &File) -> Result<(), MapError> {
+pub fn copy_on_write_over(memory: &GuestMemory, file: &File, zeros: &[Range<u64>]) -> Result<(), MapError> {
     let found = file_len(file)?;
     let expected = memory.iter().map(GuestMemoryRegion::len).sum();
     if found != expected {
@@ -87,7 +102,48 @@ pub fn copy_on_write_over(memory: &GuestMemory, file: &File) -> Result<(), MapEr
     }
     layout::regions(expected).iter().zip(memory.iter()).try_for_each(|(region, mapped)| {
         replace(mapped, file, region.file_offset).map_err(|e| failed(region)(e.into()))
-    })
+    })?;
+    leave_out(memory, zeros)
+}
+
+/// Puts anonymous memory in the place of the huge pages' worth of a mapped file that lie in `zeros`. What is smaller is not worth a
+/// mapping of its own: it costs a start more than it saves (docs/performance.md).
+fn leave_out(memory: &GuestMemory, zeros: &[Range<u64>]) -> Result<(), MapError> {
+    const HUGE_PAGE: u64 = HUGE as u64;
+    for region in place::mapped(memory) {
+        let end = region.file_offset.saturating_add(region.addresses.len() as u64);
+        for zeros in zeros {
+            let start = zeros.start.max(region.file_offset).checked_next_multiple_of(HUGE_PAGE);
+            let end = zeros.end.min(end) / HUGE_PAGE * HUGE_PAGE;
+            let Some(start) = start.filter(|start| *start < end) else { continue };
+            let failed = |source: rustix::io::Errno| MapError::Zeros {
+                start,
+                len: end - start,
+                source: source.into(),
+            };
+            // Both are multiples of a huge page within the region.
+            let inside = |offset: u64| {
+                usize::try_from(offset - region.file_offset).map_err(|_| failed(rustix::io::Errno::OVERFLOW))
+            };
+            let address = region.addresses.start + inside(start)?;
+            anonymous_over(address, inside(end)? - inside(start)?).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// In small pages: clones that touch a page here and there are to cost no more than that.
+fn anonymous_over(address: usize, len: usize) -> Result<(), rustix::io::Errno> {
+    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+    let address = address as *mut std::ffi::c_void;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+    // SAFETY: the range lies within a mapping of guest memory, which lives for ever and is replaced in one step by another of the same
+    // length and protection; it is reached by volatile accesses only, which find either content.
+    unsafe { mmap_anonymous(address, len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+    // A kernel without huge pages refuses what it would not do anyway.
+    // SAFETY: the advice changes no content.
+    unsafe { madvise(address, len, Advice::LinuxNoHugepage) }.ok();
+    Ok(())
 }
 
 fn replace(mapped: &GuestRegionMmap<()>, file: &File, offset: u64) -> Result<(), rustix::io::Errno> {
@@ -304,7 +360,7 @@ mod tests {
     fn pages_that_were_written_are_the_process_s_own_and_pages_that_were_read_are_not() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[5; 1 << 20], 0).unwrap();
-        let memory = copy_on_write(&file, 1 << 20).unwrap();
+        let memory = copy_on_write(&file, 1 << 20, &[]).unwrap();
         assert_eq!(memory.read_obj::<u8>(GuestAddress(4096)).unwrap(), 5);
         memory.write_obj(9u8, GuestAddress(3 * 4096)).unwrap();
         let own = own_pages(&memory).unwrap();
@@ -331,7 +387,7 @@ mod tests {
         file.set_len(4 << 20).unwrap();
         file.write_all_at(&[5; 8192], 1 << 20).unwrap();
         file.write_all_at(&[6; 4096], 3 << 20).unwrap();
-        let memory = copy_on_write(&file, 4 << 20).unwrap();
+        let memory = copy_on_write(&file, 4 << 20, &[]).unwrap();
         memory.write_obj(9u8, GuestAddress((1 << 20) + 4096)).unwrap();
         memory.write_obj(7u8, GuestAddress(2 << 20)).unwrap();
         let behind = [1 << 20..(1 << 20) + 8192, 3 << 20..(3 << 20) + 4096];
@@ -362,8 +418,8 @@ mod tests {
     fn copies_of_one_file_do_not_see_each_others_writes() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![3u8; 2 << 20]).unwrap();
-        let one = copy_on_write(&file, 2 << 20).unwrap();
-        let two = copy_on_write(&file, 2 << 20).unwrap();
+        let one = copy_on_write(&file, 2 << 20, &[]).unwrap();
+        let two = copy_on_write(&file, 2 << 20, &[]).unwrap();
         one.write_obj(9u8, GuestAddress(4096)).unwrap();
         assert_eq!(one.read_obj::<u8>(GuestAddress(4096)).unwrap(), 9);
         assert_eq!(two.read_obj::<u8>(GuestAddress(4096)).unwrap(), 3);
@@ -376,7 +432,7 @@ mod tests {
         let memory = anonymous(2 << 20).unwrap();
         let before = addresses(&memory);
         memory.write_obj(9u8, GuestAddress(4096)).unwrap();
-        copy_on_write_over(&memory, &file).unwrap();
+        copy_on_write_over(&memory, &file, &[]).unwrap();
         assert_eq!(addresses(&memory), before);
         assert_eq!(memory.read_obj::<u8>(GuestAddress(4096)).unwrap(), 3);
         memory.write_obj(7u8, GuestAddress(8192)).unwrap();
@@ -384,21 +440,73 @@ mod tests {
         file.read_exact_at(&mut page, 8192).unwrap();
         assert_eq!(page, [3], "it is a copy");
         file.set_len(1 << 20).unwrap();
-        assert!(matches!(copy_on_write_over(&memory, &file), Err(MapError::Length { found: 1_048_576, .. })));
+        assert!(matches!(
+            copy_on_write_over(&memory, &file, &[]),
+            Err(MapError::Length { found: 1_048_576, .. })
+        ));
+    }
+
+    /// The offsets of 2 MiB each that belong to no file.
+    fn anonymous_parts(memory: &GuestMemory) -> Vec<u64> {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let belongs = |address: usize| {
+            maps.lines().any(|line| {
+                let fields: Vec<&str> = line.split_whitespace().collect();
+                let (start, end) = fields[0].split_once('-').unwrap();
+                let number = |text| usize::from_str_radix(text, 16).unwrap();
+                (number(start)..number(end)).contains(&address) && fields[4] != "0"
+            })
+        };
+        let region = addresses(memory).remove(0);
+        let parts = region.clone().step_by(HUGE).filter(|address| !belongs(*address));
+        parts.map(|address| (address - region.start) as u64 >> 20).collect()
+    }
+
+    #[test]
+    fn long_zeros_are_anonymous_and_everything_else_is_the_file_s() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(16 << 20).unwrap();
+        file.write_all_at(&[5; 4096], 5 << 20).unwrap();
+        let content = 5 << 20..(5 << 20) + 4096;
+        let zeros = [0..content.start, content.end..(8 << 20) - 4096, 9 << 20..u64::MAX];
+        let over = anonymous(16 << 20).unwrap();
+        copy_on_write_over(&over, &file, &zeros).unwrap();
+        for memory in [copy_on_write(&file, 16 << 20, &zeros).unwrap(), over] {
+            assert_eq!(anonymous_parts(&memory), [0, 2, 10, 12, 14]);
+            assert_eq!(memory.read_obj::<u8>(GuestAddress(5 << 20)).unwrap(), 5);
+            memory.write_obj(7u8, GuestAddress(12 << 20)).unwrap();
+            let seen = visited(&memory, std::slice::from_ref(&content));
+            let seen: Vec<_> = seen.iter().filter(|(_, first)| *first != 0).copied().collect();
+            assert_eq!(seen, [(5 << 20, 5), (12 << 20, 7)]);
+        }
+        assert!(anonymous_parts(&copy_on_write(&file, 16 << 20, &[]).unwrap()).is_empty());
+    }
+
+    #[test]
+    fn what_is_touched_in_long_zeros_takes_no_room_in_a_tmpfs() {
+        use std::os::unix::fs::MetadataExt;
+        let Ok(file) = tempfile::tempfile_in("/dev/shm") else { return };
+        file.set_len(4 << 20).unwrap();
+        let all = 0..4 << 20;
+        let memory = copy_on_write(&file, all.end, std::slice::from_ref(&all)).unwrap();
+        for page in 0..1024 {
+            memory.write_obj(7u8, GuestAddress(page * 4096)).unwrap();
+        }
+        assert_eq!(file.metadata().unwrap().blocks(), 0);
     }
 
     #[test]
     fn a_memory_file_of_another_length_is_refused() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
-        assert!(matches!(copy_on_write(&file, 2 << 20), Err(MapError::Length { found: 1_048_576, .. })));
+        assert!(matches!(copy_on_write(&file, 2 << 20, &[]), Err(MapError::Length { found: 1_048_576, .. })));
     }
 
     #[test]
     fn huge_pages_of_host_and_guest_coincide() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(6 << 20).unwrap();
-        for memory in [anonymous(6 << 20).unwrap(), copy_on_write(&file, 6 << 20).unwrap()] {
+        for memory in [anonymous(6 << 20).unwrap(), copy_on_write(&file, 6 << 20, &[]).unwrap()] {
             assert!(addresses(&memory).iter().all(|region| region.start.is_multiple_of(2 << 20)));
         }
     }

@@ -264,7 +264,7 @@ mod tests {
     fn what_is_copied_ahead_has_the_file_s_content_and_is_the_clone_s_own() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 4 << 20], 0).unwrap();
-        let memory = copy_on_write(&file, 4 << 20).unwrap();
+        let memory = copy_on_write(&file, 4 << 20, &[]).unwrap();
         let expected = Expected {
             read: std::iter::once(0..4096).collect(),
             written: vec![8192..16384, 1 << 20..(1 << 20) + 4096],
@@ -306,7 +306,7 @@ mod tests {
     fn what_is_late_is_copied_beside_once_it_is_time() {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 1 << 20], 0).unwrap();
-        let memory = copy_on_write(&file, 1 << 20).unwrap();
+        let memory = copy_on_write(&file, 1 << 20, &[]).unwrap();
         let late = Late::new(memory.clone(), vec![0..8192, 65536..69632], None, Box::new(|| Ok(()))).unwrap();
         assert_eq!(late.copied(), 0);
         late.begin();
@@ -322,7 +322,7 @@ mod tests {
     fn copying_ends_where_the_budget_does() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(1 << 20).unwrap();
-        let memory = copy_on_write(&file, 1 << 20).unwrap();
+        let memory = copy_on_write(&file, 1 << 20, &[]).unwrap();
         let mut copied = Vec::new();
         copy(&memory, &[0..4096, 8192..16384, 65536..69632], 8192, |range| copied.push(range.clone()));
         assert_eq!(copied, std::iter::once(0..4096).collect::<Vec<_>>());

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 
 use snapshot_format::manifest::Drive;
@@ -116,12 +117,17 @@ impl Ground {
         }
     }
 
-    /// A view of a bundle's `memory` file: a new one, or one in the place of what the shell has.
-    pub(super) fn copy_on_write(&self, file: &File, shape: Shape) -> Result<GuestMemory, StartError> {
+    /// A view of a bundle's `memory` file, of which `zeros` are zero: a new one, or one in the place of what the shell has.
+    pub(super) fn copy_on_write(
+        &self,
+        file: &File,
+        zeros: &[Range<u64>],
+        shape: Shape,
+    ) -> Result<GuestMemory, StartError> {
         match self {
-            Ground::Host(_) => Ok(memory::copy_on_write(file, shape.memory_bytes)?),
+            Ground::Host(_) => Ok(memory::copy_on_write(file, shape.memory_bytes, zeros)?),
             Ground::Shell(shell) if shell.shape() == shape => {
-                memory::copy_on_write_over(shell.memory(), file)?;
+                memory::copy_on_write_over(shell.memory(), file, zeros)?;
                 Ok(shell.memory().clone())
             }
             Ground::Shell(_) => Err(StartError::ShellShape),

@@ -118,7 +118,7 @@ impl Rig {
         let machine = Machine::build(Plan {
             host: Host::open(None).unwrap(),
             shape: SHAPE,
-            memory: memory::copy_on_write(&snapshot.memory, SHAPE.memory_bytes).unwrap(),
+            memory: memory::copy_on_write(&snapshot.memory, SHAPE.memory_bytes, &[]).unwrap(),
             devices: setup(&console),
             origin: Origin::Saved(Box::new(saved)),
             ahead: Ahead::default(),

@@ -205,7 +205,8 @@ pub(super) fn restore_watched(
     let shape = Shape::of(bundle);
     let origin = Origin::Saved(Box::new(saved(bundle, shape)?));
     let (memory, recorder) = match watched {
-        Watched::Writes => (memory::copy_on_write(bundle.memory()?, shape.memory_bytes)?, None),
+        // All of it is the file's: of what is not, nobody can tell whether it was only read.
+        Watched::Writes => (memory::copy_on_write(bundle.memory()?, shape.memory_bytes, &[])?, None),
         Watched::Touches => {
             let file = bundle.memory()?.try_clone().map_err(StartError::MemoryFile)?;
             let (memory, recorder) = memory::recorded(file, shape.memory_bytes)?;
@@ -257,8 +258,8 @@ fn clone_memory<'a>(
 ) -> Result<(GuestMemory, Source<'a>), StartError> {
     match options.paging.backend(options.verify) {
         Backend::Mmap => {
-            let file = bundle.memory()?;
-            let memory = ground.copy_on_write(file, shape)?;
+            let (file, zeros) = bundle.memory_and_zeros()?;
+            let memory = ground.copy_on_write(file, &zeros, shape)?;
             if let Some(words) = options.memory_cut_short {
                 jail::watch_mapped_files(memory::addresses(&memory), words).map_err(StartError::Watch)?;
             }

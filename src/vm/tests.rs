@@ -56,7 +56,7 @@ fn clone_of(snapshot: &Snapshot) -> Machine {
     Machine::build(Plan {
         host: Host::open(None).unwrap(),
         shape: SHAPE,
-        memory: memory::copy_on_write(&snapshot.memory, SHAPE.memory_bytes).unwrap(),
+        memory: memory::copy_on_write(&snapshot.memory, SHAPE.memory_bytes, &[]).unwrap(),
         devices,
         origin: Origin::Saved(Box::new(saved)),
         ahead: Ahead::default(),
