@@ -18,6 +18,7 @@ const BOTH_SIDES: &str = r#"
 import array, ctypes, mmap
 
 PAGE = 4096
+STEP = 512
 MIB = 1 << 20
 MADV_POPULATE_WRITE = 23
 ANONYMOUS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
@@ -50,11 +51,11 @@ if ABOVE > 256:
 taken = 0
 below = above = False
 while not (below and above):
-    write(taken, taken + 64)
-    where = frames(taken, taken + 64)
+    write(taken, taken + STEP)
+    where = frames(taken, taken + STEP)
     below |= min(where) < 3 << 30
     above |= max(where) >= 4 << 30
-    taken += 64
+    taken += STEP
     hold(32, mmap.MADV_NOHUGEPAGE)
 held.clear()
 

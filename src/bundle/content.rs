@@ -20,6 +20,16 @@ impl Bundle {
         let (map, file) = (self.memory_map()?, &self.plain(names::MEMORY)?.file);
         content_of(file, &map).map_err(|source| OpenError::Read { name: names::MEMORY.to_owned(), source })
     }
+
+    /// The guest's memory, as [`memory`](Self::memory) gives it, and the ranges of it that the index says are zero, sorted.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn memory_and_zeros(&self) -> Result<(&File, Vec<Range<u64>>), OpenError> {
+        let map = self.memory_map()?;
+        let zeros = map.runs().filter(|run| run.place == Place::Zero).map(|run| span(&run, &map)).collect();
+        Ok((self.memory_of(&map)?, zeros))
+    }
 }
 
 fn content_of(file: &File, map: &MemoryMap) -> io::Result<Vec<Range<u64>>> {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -14,7 +13,6 @@ use snapshot_format::state::{DecodeError, FormatVersion, Reader};
 
 use snapshot_format::working_set::{WorkingSet, WorkingSetError};
 
-use super::content::span;
 use super::directory::{Directory, FileFault, Listing, PlainFile};
 use super::{hex, machine_state};
 
@@ -293,16 +291,6 @@ impl Bundle {
     /// The index is refused, or says that this bundle does not hold all of the memory.
     pub fn memory(&self) -> Result<&File, OpenError> {
         self.memory_of(&self.memory_map()?)
-    }
-
-    /// The same, and the ranges of it that the index says are zero, sorted.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn memory_and_zeros(&self) -> Result<(&File, Vec<Range<u64>>), OpenError> {
-        let map = self.memory_map()?;
-        let zeros = map.runs().filter(|run| run.place == Place::Zero).map(|run| span(&run, &map)).collect();
-        Ok((self.memory_of(&map)?, zeros))
     }
 
     /// The guest's memory, of which `map` is.

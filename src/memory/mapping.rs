@@ -14,7 +14,7 @@ use vm_memory::{
 };
 
 use super::layout::{self, Region};
-use super::place::{self, HUGE, page_entries};
+use super::place::{self, HUGE, Mapped, page_entries};
 use super::{GuestMemory, Touch};
 
 /// Why guest memory could not be mapped.
@@ -40,12 +40,10 @@ pub enum MapError {
         expected: u64,
     },
     /// A part that is zero could not be left out of the mapping.
-    #[error("Cannot map {len} bytes of zeros at offset {start:#x} of the memory")]
+    #[error("Cannot map {len} bytes of zeros in the place of the memory file's")]
     Zeros {
-        /// Where they begin in the `memory` file.
-        start: u64,
         /// How many there are.
-        len: u64,
+        len: usize,
         /// Why.
         #[source]
         source: io::Error,
@@ -109,33 +107,26 @@ pub fn copy_on_write_over(memory: &GuestMemory, file: &File, zeros: &[Range<u64>
 /// Puts anonymous memory in the place of the huge pages' worth of a mapped file that lie in `zeros`. What is smaller is not worth a
 /// mapping of its own: it costs a start more than it saves (docs/performance.md).
 fn leave_out(memory: &GuestMemory, zeros: &[Range<u64>]) -> Result<(), MapError> {
-    const HUGE_PAGE: u64 = HUGE as u64;
-    for region in place::mapped(memory) {
-        let end = region.file_offset.saturating_add(region.addresses.len() as u64);
-        for zeros in zeros {
-            let start = zeros.start.max(region.file_offset).checked_next_multiple_of(HUGE_PAGE);
-            let end = zeros.end.min(end) / HUGE_PAGE * HUGE_PAGE;
-            let Some(start) = start.filter(|start| *start < end) else { continue };
-            let failed = |source: rustix::io::Errno| MapError::Zeros {
-                start,
-                len: end - start,
-                source: source.into(),
-            };
-            // Both are multiples of a huge page within the region.
-            let inside = |offset: u64| {
-                usize::try_from(offset - region.file_offset).map_err(|_| failed(rustix::io::Errno::OVERFLOW))
-            };
-            let address = region.addresses.start + inside(start)?;
-            anonymous_over(address, inside(end)? - inside(start)?).map_err(failed)?;
-        }
-    }
-    Ok(())
+    let regions = place::mapped(memory);
+    let parts = regions.iter().flat_map(|region| zeros.iter().filter_map(|zeros| huge_part(region, zeros)));
+    parts.into_iter().try_for_each(|part| {
+        anonymous_over(&part).map_err(|e| MapError::Zeros { len: part.len(), source: e.into() })
+    })
+}
+
+/// The addresses of the whole huge pages of a region that lie in a range of the file.
+fn huge_part(region: &Mapped, range: &Range<u64>) -> Option<Range<usize>> {
+    let inside =
+        |offset: u64| usize::try_from(offset.saturating_sub(region.file_offset)).unwrap_or(usize::MAX);
+    let first = inside(range.start).checked_next_multiple_of(HUGE)?;
+    let end = inside(range.end).min(region.addresses.len()) / HUGE * HUGE;
+    (first < end).then(|| region.addresses.start + first..region.addresses.start + end)
 }
 
 /// In small pages: clones that touch a page here and there are to cost no more than that.
-fn anonymous_over(address: usize, len: usize) -> Result<(), rustix::io::Errno> {
+fn anonymous_over(part: &Range<usize>) -> Result<(), rustix::io::Errno> {
     use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
-    let address = address as *mut std::ffi::c_void;
+    let (address, len) = (part.start as *mut std::ffi::c_void, part.len());
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
     // SAFETY: the range lies within a mapping of guest memory, which lives for ever and is replaced in one step by another of the same
     // length and protection; it is reached by volatile accesses only, which find either content.

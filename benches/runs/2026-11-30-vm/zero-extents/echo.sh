@@ -1,4 +1,4 @@
-# Run by `cargo xtask rig --icount` with two programs under /in: one of the commit before (1b62a9a), one with long zero extents anonymous.
+# Run in an emulated host as `cargo xtask rig --icount` starts it, with two programs under /in: one of the commit before (1b62a9a), one with long zero extents anonymous.
 set -e
 cd /tmp
 cat "$EMBER_BIN" "$EMBER_AGENT" "$EMBER_KERNEL" "$EMBER_ROOT_PYTHON" >/dev/null

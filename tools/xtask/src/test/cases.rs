@@ -11,8 +11,6 @@ use crate::process;
 
 /// Cases whose names begin so run only with `--full`.
 const FULL: &str = "full::";
-/// How many times as long as others they may take.
-const LONGER: u64 = 4;
 
 /// One test of one binary.
 #[derive(Debug, Clone)]
@@ -26,12 +24,6 @@ impl Case {
     /// Its name for people.
     pub fn title(&self) -> String {
         format!("{}::{}", self.binary.name, self.name)
-    }
-
-    /// Seconds that it may take: a group's limit is for the cases of every run, and those that are too long for that may take longer.
-    pub fn limit(&self) -> u64 {
-        let times = if self.name.starts_with(FULL) { LONGER } else { 1 };
-        self.group.case_limit * times
     }
 }
 

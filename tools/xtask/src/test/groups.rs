@@ -33,7 +33,7 @@ pub struct Group {
     pub faults: bool,
     /// Memory of the emulated host.
     pub memory_mib: u32,
-    /// Seconds that each case of every run may take, by the clock of where it runs; those for `--full` may take more.
+    /// Seconds that each case may take, by the clock of where it runs.
     pub case_limit: u64,
     /// In the rig, the processor: QEMU's `-cpu`.
     pub cpu: &'static str,
@@ -83,7 +83,7 @@ impl Group {
 /// All groups. Two run at a time in this order, so the long ones come first.
 pub const GROUPS: [Group; 24] = [
     // Ten bakes of a busy guest one after the other, twice.
-    Group::new("whole_cycles", Place::Linux, 1000).memory_mib(12 * 1024),
+    Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
     // Clones that are baked again, several times.
     Group::new("whole_linux", Place::Linux, 400),
     // Many clones, agents that fail to answer, each waited for.
@@ -116,7 +116,7 @@ pub const GROUPS: [Group; 24] = [
     Group::new("whole", Place::Small, 120),
     Group::new("beside", Place::Rig, 120),
     // Attackers that are waited out; with --full, guests that run wild for an hour.
-    Group::new("hostile", Place::Small, 1000),
+    Group::new("hostile", Place::Small, 3900),
     Group::new("offline", Place::Anywhere, 120),
 ];
 

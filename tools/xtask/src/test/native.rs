@@ -38,7 +38,7 @@ impl Native {
 
     fn run_case(&self, case: &Case, full: bool) -> Result<Outcome> {
         let program = case.binary.path.to_string_lossy();
-        let mut command = process::guarded(&program, Duration::from_secs(case.limit()));
+        let mut command = process::guarded(&program, Duration::from_secs(case.group.case_limit));
         command.args(["--exact", &case.name, "--nocapture"]).envs(self.environment.iter().cloned());
         if full {
             command.env("EMBER_FULL", "1");

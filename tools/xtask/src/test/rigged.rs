@@ -70,7 +70,8 @@ impl Caches {
         let clock = if group.icount { "icount" } else { "wall" };
         // A comma would divide QEMU's options.
         let cpu = group.cpu.replace(',', "");
-        for number in 0_u32.. {
+        let mut number = 0;
+        loop {
             let name = format!("{clock}-{cpu}-{number}");
             let path = self.dir.join(format!("{name}.lock"));
             let failed = || format!("Cannot lock {}", path.display());
@@ -80,11 +81,10 @@ impl Caches {
                     let image = self.dir.join(format!("{name}{}", self.end));
                     return Ok(Taken { cache: Cache { image }, _lock: lock });
                 }
-                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::WouldBlock) => number += 1,
                 Err(TryLockError::Error(error)) => return Err(error).with_context(failed),
             }
         }
-        bail!("Every cache in {} is taken", self.dir.display())
     }
 }
 
@@ -144,7 +144,7 @@ impl GroupRun<'_> {
     }
 
     fn job(&self, token: &str, cpu: &str, cases: &[Case], cache: &Cache) -> Job {
-        let limit = cases.iter().map(Case::limit).sum();
+        let limit = self.group.case_limit * cases.len() as u64;
         let mut environment = vec![("RIG_TOKEN", token.to_owned())];
         if self.full {
             environment.push(("EMBER_FULL", "1".to_owned()));
@@ -168,7 +168,7 @@ fn case_list(cases: &[Case]) -> String {
     let mut list = String::new();
     for (index, case) in cases.iter().enumerate() {
         // Writing to a string cannot fail.
-        writeln!(list, "{index} {} {} {}", case.limit(), case.binary.name, case.name).ok();
+        writeln!(list, "{index} {} {} {}", case.group.case_limit, case.binary.name, case.name).ok();
     }
     list
 }
@@ -230,7 +230,7 @@ impl<'a> Transcript<'a> {
         let Some((current, output)) = self.current.take() else { return };
         let Some(case) = self.cases.get(current).filter(|_| index.parse() == Ok(current)) else { return };
         let how = match code {
-            "137" => format!("killed, the limit is {} s", case.limit()),
+            "137" => format!("killed, the limit is {} s", case.group.case_limit),
             code => format!("exit code {code}"),
         };
         let took = Duration::from_millis(centiseconds.parse::<u64>().unwrap_or(0) * 10);
