@@ -36,15 +36,35 @@ fn version_names_the_snapshot_format() {
 }
 
 #[test]
-fn a_wrong_command_line_is_a_usage_error_and_not_claps_own() {
-    for words in
-        [&[][..], &["fly"], &["run"], &["run", "a", "b"], &["bake", "--fly", "a"], &["completions", "tcl"]]
-    {
+fn a_wrong_command_line_is_a_usage_error_in_one_sentence() {
+    for (words, what, help) in [
+        (&["fly"][..], "unrecognized subcommand 'fly'", "`ember --help`"),
+        (&["run"], "<BUNDLE>", "`ember run --help`"),
+        (&["run", "a", "b"], "unexpected argument 'b'", "`ember run --help`"),
+        (&["bake", "--fly", "a"], "unexpected argument '--fly'", "`ember bake --help`"),
+        (&["completions", "tcl"], "invalid value 'tcl'", "`ember completions --help`"),
+    ] {
         let ended = finish(&mut ember(words));
         assert_eq!((ended.code(), ended.text()), (USAGE, ""), "{words:?}: {ended:?}");
-        let help = ["Usage: ember", "try '--help'"].iter().any(|help| ended.errors.contains(help));
-        assert!(help, "{words:?}: {ended:?}");
+        assert!(ended.errors.starts_with("ember: ") && ended.errors.contains(what), "{words:?}: {ended:?}");
+        assert!(ended.errors.ends_with(&format!("; see {help}\n")), "{words:?}: {ended:?}");
+        assert_eq!(ended.errors.lines().count(), 1, "{words:?}: {ended:?}");
     }
+}
+
+#[test]
+fn a_wrong_command_line_is_told_as_json_where_that_was_asked_for() {
+    for words in [&["run", "a", "b", "--json"][..], &["bake", "--json", "--fly"], &["record", "--json"]] {
+        let ended = finish(&mut ember(words));
+        assert_eq!((ended.code(), &ended.json()["error"]["kind"]), (USAGE, &"usage".into()), "{ended:?}");
+    }
+}
+
+#[test]
+fn without_a_command_there_is_help() {
+    let ended = finish(&mut ember::<&str>([]));
+    assert_eq!((ended.code(), ended.text()), (USAGE, ""));
+    assert!(ended.errors.contains("Usage: ember"), "{ended:?}");
 }
 
 #[test]
@@ -73,14 +93,19 @@ fn manual_pages_are_written_for_every_command() {
 
 #[test]
 fn a_failure_is_told_on_standard_error_and_as_json_on_standard_output() {
-    for command in ["run", "verify", "inspect", "bench"] {
-        let ended = finish(&mut ember([command, "/nowhere", "--json"]));
+    for command in ["run", "verify", "inspect", "bench", "record"] {
+        let ended = finish(ember([command, "/nowhere", "--json"]).args(event_of(command)));
         assert_eq!(ended.code(), BAD_BUNDLE, "{ended:?}");
         let error = &ended.json()["error"];
         assert_eq!((&error["kind"], &error["exit_code"]), (&"bad_bundle".into(), &BAD_BUNDLE.into()));
         let told = format!("ember: {}", error["message"].as_str().unwrap());
         assert!(ended.errors.starts_with(&told), "{ended:?}");
     }
+}
+
+/// What `record` cannot do without.
+fn event_of(command: &str) -> &'static [&'static str] {
+    if command == "record" { &["--event-text", "x"] } else { &[] }
 }
 
 #[test]

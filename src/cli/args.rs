@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use clap::builder::PossibleValue;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Paging, Prefetch, Size, Span, Verify};
 use crate::function::MACHINE_ID_LEN;
@@ -53,6 +53,23 @@ impl Cli {
         }
         Cli::try_parse_from(words)
     }
+}
+
+/// What is wrong with a command line as one sentence, without the parser's colours and paragraphs.
+pub fn sentence(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let said = text.split("\n\nUsage:").next().unwrap_or_default();
+    let said = said.split("\n\nFor more information").next().unwrap_or_default();
+    let paragraphs = said.trim_start_matches("error: ").split("\n\n");
+    let paragraphs = paragraphs.map(|lines| lines.split_whitespace().collect::<Vec<_>>().join(" "));
+    let help = named().map_or_else(String::new, |command| format!("{command} "));
+    format!("{}; see `ember {help}--help`", paragraphs.collect::<Vec<_>>().join("; "))
+}
+
+/// The command that was typed.
+fn named() -> Option<String> {
+    let word = std::env::args_os().nth(1)?;
+    Cli::command().find_subcommand(word).map(|command| command.get_name().to_owned())
 }
 
 /// `0.1.0 (snapshot format 1.1)`.
@@ -415,7 +432,13 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub paging: PagingArgs,
     /// Pairs of one cold and one warm start, in turn
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(
+        long,
+        value_name = "N",
+        env = "EMBER_BENCH_PAIRS",
+        default_value_t = 30,
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
     pub pairs: u32,
     /// Longest time until an answer is complete
     #[arg(long, value_name = "TIME")]

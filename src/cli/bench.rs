@@ -1,8 +1,8 @@
 //! `ember bench`: cold boot against warm restore, each as a whole process, to the first byte of its answer.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -12,10 +12,13 @@ use super::failure::{Failure, Kind};
 use super::progress::Progress;
 use super::report::us;
 use super::statistics::Distribution;
-use super::{identity, output};
+use super::{identity, output, signals};
 
 /// Longest pause before a sample: without one, samples fall into step with the scheduler's ticks.
 const PAUSE_MAX_US: u64 = 8000;
+
+/// What is kept of a start's standard error, bytes.
+const ERRORS_KEPT: usize = 16 << 10;
 
 /// Measures pairs in turn, so that a drift of the host's speed meets both alike.
 ///
@@ -25,6 +28,7 @@ pub fn bench(args: &BenchArgs) -> Result<u8, Failure> {
     let program = std::env::current_exe().map_err(|e| Failure::new(Kind::Internal, &e))?;
     let (mut cold, mut warm) = (Vec::new(), Vec::new());
     let mut progress = Progress::new(args.json);
+    signals::watch()?;
     progress.phase("Measuring");
     for _ in 0..args.pairs {
         cold.push(sample(&command(&program, args, true))?);
@@ -119,36 +123,46 @@ fn event_words(event: &EventArgs) -> Vec<String> {
 /// Microseconds from just before the process is spawned to the first byte of its standard output.
 fn sample(start: &Start) -> Result<f64, Failure> {
     std::thread::sleep(identity::random_duration(Duration::from_micros(PAUSE_MAX_US))?);
-    let failed = |e: std::io::Error| Failure::new(Kind::Internal, &e);
+    let failed = |e: io::Error| Failure::new(Kind::Internal, &e);
     let begin = Instant::now();
-    let mut child = Command::new(&start.program)
-        .args(&start.args)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(failed)?;
+    let mut command = Command::new(&start.program);
+    command.args(&start.args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = signals::spawn(&mut command).map_err(failed)?;
+    // Beside the answer, or a function that says much would wait for ever.
+    let errors = child.stderr.take().map(|pipe| std::thread::spawn(move || last_of(pipe)));
     let mut first = [0];
-    let mut rest = Vec::new();
     let mut stdout = child.stdout.take();
     let count = stdout.as_mut().map_or(Ok(0), |pipe| pipe.read(&mut first)).map_err(failed)?;
     let took = begin.elapsed();
-    stdout.map_or(Ok(0), |mut pipe| pipe.read_to_end(&mut rest)).map_err(failed)?;
-    let end = child.wait_with_output().map_err(failed)?;
-    if count == 0 || !end.status.success() {
-        return Err(failure(&end, count));
+    stdout.map_or(Ok(0), |mut pipe| io::copy(&mut pipe, &mut io::sink())).map_err(failed)?;
+    let status = child.wait().map_err(failed)?;
+    signals::nothing_to_clean_up();
+    if count == 0 || !status.success() {
+        let errors = errors.and_then(|thread| thread.join().ok()).unwrap_or_default();
+        return Err(failure(status, &String::from_utf8_lossy(&errors), count));
     }
     Ok(us(took))
 }
 
-fn failure(end: &std::process::Output, count: usize) -> Failure {
-    let text = String::from_utf8_lossy(&end.stderr).trim().to_owned();
-    let code = end.status.code().and_then(|code| u8::try_from(code).ok());
+/// The last [`ERRORS_KEPT`] bytes. One that cannot be read to its end has told what it could.
+fn last_of(mut from: impl Read) -> Vec<u8> {
+    let mut kept = Vec::new();
+    let mut piece = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut piece) {
+        kept.extend_from_slice(piece.get(..count).unwrap_or_default());
+        kept.drain(..kept.len().saturating_sub(ERRORS_KEPT));
+    }
+    kept
+}
+
+fn failure(status: ExitStatus, errors: &str, count: usize) -> Failure {
+    let text = errors.trim();
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
     match code.and_then(Kind::from_code) {
         Some(kind) => Failure::text(kind, text.trim_start_matches("ember: ").to_owned()),
         None if count == 0 => {
-            Failure::text(Kind::GuestFailed, format!("The function answered nothing ({}) {text}", end.status))
+            Failure::text(Kind::GuestFailed, format!("The function answered nothing ({}) {text}", status))
         }
-        None => Failure::text(Kind::GuestFailed, format!("The function failed ({}) {text}", end.status)),
+        None => Failure::text(Kind::GuestFailed, format!("The function failed ({}) {text}", status)),
     }
 }

@@ -31,6 +31,8 @@ mod verify;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
+
 use crate::failure::{self, console};
 use crate::vm::{Timeline, identity};
 
@@ -75,7 +77,7 @@ fn has_word(flag: &str) -> bool {
 fn command(mut timeline: Timeline, way: Way, cell: Cell<'_>) -> u8 {
     let cli = match Cli::from_words(std::env::args_os().collect()) {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(&error, has_word("--json")),
     };
     timeline.mark("arguments");
     let as_json = wants_json(&cli.command);
@@ -102,10 +104,20 @@ fn run(command: Command, timeline: Timeline, way: Way, cell: Cell<'_>) -> Result
 }
 
 /// Help and version are no failures; anything else is a wrong command line.
-fn refuse(error: &clap::Error) -> u8 {
-    // Where standard output is closed nobody can be told.
-    error.print().ok();
-    if error.use_stderr() { Kind::Usage.code() } else { 0 }
+fn refuse(error: &clap::Error, as_json: bool) -> u8 {
+    match error.kind() {
+        // Nothing was asked for: the help is the answer.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => shown(error, Kind::Usage.code()),
+        _ if error.use_stderr() => report(&Failure::text(Kind::Usage, args::sentence(error)), as_json),
+        _ => shown(error, 0),
+    }
+}
+
+/// Prints what the parser has for a person; gives `code`.
+fn shown(text: &clap::Error, code: u8) -> u8 {
+    // Where the stream is closed nobody can be told.
+    text.print().ok();
+    code
 }
 
 fn wants_json(command: &Command) -> bool {
@@ -115,11 +127,8 @@ fn wants_json(command: &Command) -> bool {
         Command::Bench(args) => args.json,
         Command::Inspect(args) | Command::Verify(args) => args.json,
         Command::Doctor(args) => args.json,
-        Command::Serve(_)
-        | Command::Record(_)
-        | Command::Image(_)
-        | Command::Completions { .. }
-        | Command::Man { .. } => false,
+        Command::Record(args) => args.json,
+        Command::Serve(_) | Command::Image(_) | Command::Completions { .. } | Command::Man { .. } => false,
     }
 }
 

@@ -1,22 +1,45 @@
-//! What a signal must not leave behind: the directory of an unfinished bundle.
+//! What a signal must not leave behind: the directory of an unfinished bundle, a process that was begun.
 
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::process::{Child, Command};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::failure::{Failure, Kind};
 
-static UNFINISHED: Mutex<Option<PathBuf>> = Mutex::new(None);
+/// What is to be cleaned up.
+enum Unfinished {
+    Directory(PathBuf),
+    /// A process, by a descriptor: its number may be another's by now.
+    Process(OwnedFd),
+}
+
+static UNFINISHED: Mutex<Option<Unfinished>> = Mutex::new(None);
+
+fn unfinished() -> MutexGuard<'static, Option<Unfinished>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Removes `directory` when the process is told to end, then ends as the signal would have.
 ///
 /// # Errors
 /// The signals cannot be taken, or the host has no room for a thread.
 pub fn clean_up_on_signal(directory: PathBuf) -> Result<(), Failure> {
-    let failed = |e: std::io::Error| Failure::new(Kind::HostCannot, &e);
-    *UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner) = Some(directory);
+    *unfinished() = Some(Unfinished::Directory(directory));
+    watch()
+}
+
+/// Cleans up when the process is told to end, then ends as the signal would have.
+///
+/// # Errors
+/// The signals cannot be taken, or the host has no room for a thread.
+pub fn watch() -> Result<(), Failure> {
+    let failed = |e: io::Error| Failure::new(Kind::HostCannot, &e);
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP]).map_err(failed)?;
     let watch = move || {
         if let Some(signal) = signals.forever().next() {
@@ -27,15 +50,32 @@ pub fn clean_up_on_signal(directory: PathBuf) -> Result<(), Failure> {
     std::thread::Builder::new().name("signals".to_owned()).spawn(watch).map(drop).map_err(failed)
 }
 
-/// The directory has its final name: it stays.
-pub fn nothing_to_clean_up() {
-    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).take();
+/// Begins a process that is told to end together with this one, where it is [watched](watch). A signal that comes meanwhile waits
+/// until the process is known.
+///
+/// # Errors
+/// It cannot be begun.
+pub fn spawn(command: &mut Command) -> io::Result<Child> {
+    let mut unfinished = unfinished();
+    let child = command.spawn()?;
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
+    let handle = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())).transpose()?;
+    *unfinished = handle.map(Unfinished::Process);
+    Ok(child)
 }
 
-/// Removes what is unfinished.
+/// What was unfinished is finished: the directory has its final name, the process has ended.
+pub fn nothing_to_clean_up() {
+    unfinished().take();
+}
+
+/// Removes what is unfinished, and ends who is.
 pub fn clean_up() {
-    if let Some(directory) = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).take() {
+    match unfinished().take() {
         // A leftover is found and removed by the next bake to the same place.
-        std::fs::remove_dir_all(directory).ok();
+        Some(Unfinished::Directory(directory)) => drop(std::fs::remove_dir_all(directory)),
+        // One that has ended already need not be told.
+        Some(Unfinished::Process(process)) => drop(pidfd_send_signal(process, Signal::TERM)),
+        None => {}
     }
 }

@@ -9,7 +9,7 @@ use kvm_ioctls::{Cap, Kvm};
 use super::vm::{KvmVm, VmError};
 
 /// What every Ember machine needs of KVM, with the name to print when it is missing.
-pub const REQUIRED: [(Cap, &str); 12] = [
+pub const REQUIRED: [(Cap, &str); 13] = [
     (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
     (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
     (Cap::Irqfd, "KVM_CAP_IRQFD"),
@@ -20,6 +20,7 @@ pub const REQUIRED: [(Cap, &str); 12] = [
     (Cap::VcpuEvents, "KVM_CAP_VCPU_EVENTS"),
     (Cap::Xcrs, "KVM_CAP_XCRS"),
     (Cap::Xsave, "KVM_CAP_XSAVE"),
+    (Cap::Debugregs, "KVM_CAP_DEBUGREGS"),
     (Cap::ExtCpuid, "KVM_CAP_EXT_CPUID"),
     (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
 ];
