@@ -68,11 +68,22 @@ pub const GROUPS: [Group; 5] = [
         parts: &[
             Part { argument: "cost", ..in_rig("clones-cost", "clones.sh", clones::cost) },
             Part {
-                argument: "cycles",
-                place: Place::Rig,
-                ..in_rig("clones-cycles", "clones.sh", clones::cycles)
+                argument: "cycles 1",
+                limit: 3000,
+                ..in_rig("clones-cycles-1", "clones.sh", clones::cycles)
             },
-            Part { argument: "lots", place: Place::Rig, ..in_rig("clones-lots", "clones.sh", clones::lots) },
+            Part {
+                argument: "cycles 2",
+                place: Place::Rig,
+                limit: 3000,
+                ..in_rig("clones-cycles-2", "clones.sh", clones::cycles)
+            },
+            Part {
+                argument: "lots",
+                place: Place::Rig,
+                limit: 3000,
+                ..in_rig("clones-lots", "clones.sh", clones::lots)
+            },
         ],
     },
     Group { name: "jail", faults: false, parts: &[natively("jail", "jail.sh", figures::jail)] },

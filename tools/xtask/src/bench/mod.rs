@@ -17,6 +17,7 @@ mod samples;
 mod targets;
 mod tools;
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Write;
@@ -42,7 +43,7 @@ use report::{Origin, Report};
 /// What to measure.
 #[derive(Debug, Args)]
 pub struct BenchArguments {
-    /// Fail when a figure misses its target or is not in the report.
+    /// Fail when a figure misses its target or is not in the report; with GROUP, of those that are measured now.
     #[arg(long)]
     check: bool,
     /// A monitor to run beside Ember: firecracker=PATH, the path of a static build.
@@ -72,12 +73,17 @@ pub fn run(workspace: &Workspace, arguments: &BenchArguments) -> Result<ExitCode
         tests: Vec::new(),
     };
     let bench = Bench { workspace, tools: tools::build(workspace)?, contents, peer: arguments.peer.as_ref() };
+    let (mut fresh, mut left_out) = (BTreeSet::new(), Vec::new());
     for part in parts {
-        bench.part(part, &mut report)?;
+        match bench.part(part, &mut report)? {
+            Some(names) => fresh.extend(names),
+            None => left_out.push(format!("bench {} could not run here", part.name)),
+        }
         report.save(&path)?;
     }
     print!("{report}");
-    let missed = targets::missed(&report);
+    let missed = targets::missed(&report, |name| arguments.groups.is_empty() || fresh.contains(name));
+    let missed = [left_out, missed].concat();
     missed.iter().for_each(|line| println!("missed: {line}"));
     draw::draw(workspace, &report)?;
     Ok(if arguments.check && !missed.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -106,22 +112,24 @@ struct Bench<'a> {
 }
 
 impl Bench<'_> {
-    /// Measures a part, where that is possible, and adds its figures to the report.
-    fn part(&self, part: &Part, report: &mut Report) -> Result<()> {
+    /// Measures a part, where that is possible, and adds its figures to the report. Returns their names:
+    /// of a peer that nobody brought none, and `None` where this machine cannot measure it.
+    fn part(&self, part: &Part, report: &mut Report) -> Result<Option<Vec<String>>> {
         if part.place == Place::ExactRigWithPeer && self.peer.is_none() {
             say(peer::LEFT_OUT);
-            return Ok(());
+            return Ok(Some(Vec::new()));
         }
         let Some(origin) = self.origin_of(part) else {
             say(&format!("bench {} needs a /dev/kvm that this user may open, and there is none", part.name));
-            return Ok(());
+            return Ok(None);
         };
         let out = step(&format!("Measuring {}", part.name), || self.measure(part))?;
         let measured = (part.figures)(&out)?;
         write(&out.join("phases"), measured.phase_table())?;
         print!("{}", measured.phase_table());
-        report.merge(measured, &origin);
-        self.keep_raw(part, &out)
+        let names = report.merge(measured, &origin);
+        self.keep_raw(part, &out)?;
+        Ok(Some(names))
     }
 
     /// Where the figures of a part come from; none where it cannot be measured.

@@ -83,13 +83,15 @@ impl Report {
         serde_json::from_str(&read(path)?).with_context(|| format!("{} is no report", path.display()))
     }
 
-    /// Takes over what was measured at `origin`; figures of the same name are replaced.
-    pub fn merge(&mut self, measured: Measured, origin: &Origin) {
+    /// Takes over what was measured at `origin`; figures of the same name are replaced. Returns the names.
+    pub fn merge(&mut self, measured: Measured, origin: &Origin) -> Vec<String> {
+        let names = measured.figures.keys().cloned().collect();
         for (name, figure) in measured.figures {
             let MeasuredFigure { value, unit, method } = figure;
             let Origin { host, kernel } = origin.clone();
             self.figures.insert(name, Figure { value, unit, method, host, kernel });
         }
+        names
     }
 
     /// Writes it whole or not at all.

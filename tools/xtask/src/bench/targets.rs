@@ -95,9 +95,9 @@ pub fn verdicts(report: &Report) -> Vec<Verdict> {
     TARGETS.iter().map(|(name, bound)| Verdict { name, state: judge(report, name, bound) }).collect()
 }
 
-/// A line for every target that is missed, or whose figures have not been measured.
-pub fn missed(report: &Report) -> Vec<String> {
-    verdicts(report).iter().filter_map(miss).collect()
+/// A line for every target of the figures asked for that is missed, or that leans on one that has not been measured.
+pub fn missed(report: &Report, asked: impl Fn(&str) -> bool) -> Vec<String> {
+    verdicts(report).iter().filter(|verdict| asked(verdict.name)).filter_map(miss).collect()
 }
 
 fn judge(report: &Report, name: &'static str, bound: &Bound) -> State {
@@ -173,6 +173,13 @@ mod tests {
         assert_eq!(unknown, State::Unknown("a"));
         assert!(miss(&Verdict { name: "a", state: unknown }).is_some());
         assert_eq!(judge(&report(&[("a", 1.0)]), "a", &Bound::Times(2.0, "b")), State::Unknown("b"));
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_missed() {
+        let report = report(&[("clones.duplicates_in_1000", 1.0), ("main.restored_over_cold", 2.0)]);
+        let missed = missed(&report, |name| name == "clones.duplicates_in_1000");
+        assert_eq!(missed, ["clones.duplicates_in_1000 is 1.00, at most 0.00"]);
     }
 
     #[test]
