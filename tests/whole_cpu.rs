@@ -50,7 +50,7 @@ mod other_cpu {
     fn everything_that_is_missing_is_named() {
         let ended = finish(&mut run_command(&bundle(), "x"));
         ended.fails(HOST_CANNOT, "This host's CPU lacks ");
-        for name in ["avx2", "bmi2", "rdtscp", "MSR TSC_AUX (0xc0000103)"] {
+        for name in ["avx2", "bmi2", "rdtscp", "xsaveopt", "MSR TSC_AUX (0xc0000103)"] {
             assert!(ended.errors.contains(name), "{name} is not named: {ended:?}");
         }
     }

@@ -321,7 +321,7 @@ impl Baker {
         }
         self.progress.phase("Recording the working set");
         let bundle = self.draft.trial(manifest)?;
-        match record::recorded(&bundle, events, self.asked.event_timeout()) {
+        match record::recorded(&bundle, &events, self.asked.event_timeout()) {
             Ok(set) => record::add(&mut self.draft, &bundle, &set),
             Err(failure) => {
                 eprintln!("ember: the bundle gets no working set: {failure}");

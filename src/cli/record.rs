@@ -8,13 +8,13 @@ use snapshot_format::working_set::{PageRange, WorkingSet};
 use crate::bundle::{Bundle, Draft, Finished};
 use crate::function::Event;
 use crate::memory;
-use crate::vm::{self, Sample};
+use crate::vm;
 
 use super::args::{EventArgs, RecordArgs};
 use super::cell::{self, ToldJail};
 use super::failure::{Failure, Kind};
 use super::sink::LogSink;
-use super::{event, identity, output, signals};
+use super::{event, output, signals};
 
 /// Records again and replaces the bundle, in one step, by one that differs in its working set only.
 ///
@@ -30,7 +30,7 @@ pub fn record(args: &RecordArgs) -> Result<u8, Failure> {
     if !args.json {
         eprintln!("{}", cell::RECORD);
     }
-    let set = recorded(&bundle, events, limit)?;
+    let set = recorded(&bundle, &events, limit)?;
     let mut others = bundle.manifest().files.keys().filter(|name| *name != names::WORKING_SET);
     others.try_for_each(|name| draft.share(&bundle, name))?;
     add(&mut draft, &bundle, &set)?;
@@ -64,11 +64,8 @@ fn tell(args: &RecordArgs, set: &WorkingSet, finished: &Finished) -> Result<(), 
 ///
 /// # Errors
 /// This user may have no userfaultfd, or an event got no answer.
-pub fn recorded(bundle: &Bundle, events: Vec<Event>, limit: Duration) -> Result<WorkingSet, Failure> {
-    let plain = identity::Asked { host_name: None, machine_id: None, env: &[] };
-    let sample = |event| Ok(Sample { event, message: identity::restore_message(plain)? });
-    let samples = events.into_iter().map(sample).collect::<Result<Vec<_>, Failure>>()?;
-    Ok(vm::record(bundle, &samples, limit, &mut LogSink)?)
+pub fn recorded(bundle: &Bundle, events: &[Event], limit: Duration) -> Result<WorkingSet, Failure> {
+    Ok(vm::record(bundle, events, limit, &mut LogSink)?)
 }
 
 /// Adds a working set to a bundle that is being written, and has what is only read lie in huge pages where the file system of

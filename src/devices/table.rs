@@ -173,8 +173,7 @@ impl DeviceTable {
 
     /// Interrupt lines to be joined to the guest's interrupt controller.
     pub fn irq_lines(&self) -> impl Iterator<Item = &IrqLine> {
-        let vmgenid = self.vmgenid.as_ref().map(VmGenId::line);
-        self.seats.iter().map(|seat| &seat.line).chain([&self.serial_line]).chain(vmgenid)
+        self.seats.iter().map(|seat| &seat.line).chain([&self.serial_line])
     }
 
     /// Notifications to be taken out of the guest's way.
@@ -253,7 +252,14 @@ impl DeviceTable {
         if lock(&self.serial).interrupt_pending() {
             self.serial_line.trigger().map_err(DeviceError::Signal)?;
         }
-        self.vmgenid.as_mut().map_or(Ok(()), VmGenId::kick)
+        Ok(())
+    }
+
+    /// The global system interrupt by which a restored guest is told of its generation. It is raised through KVM itself, once the
+    /// interrupt controllers have their state: an irqfd's is delivered by a thread of the host's kernel, for which the guest does
+    /// not wait.
+    pub fn generation_due(&self) -> Option<u32> {
+        self.vmgenid.as_ref().and_then(VmGenId::due)
     }
 
     /// Waits a moment until the console's sink has what the guest printed last; what it prints from now on is lost.

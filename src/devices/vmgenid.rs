@@ -4,7 +4,6 @@
 //! The guest finds both in its ACPI tables. The device has no registers and no saved state: what a restore would bring back
 //! is just what must not come back.
 
-use crate::bus::IrqLine;
 use crate::faults::{self, Fault};
 use crate::memory::{Bytes, GuestAddress, GuestMemory, layout};
 
@@ -16,9 +15,7 @@ pub const GENERATION_LEN: usize = 16;
 /// The device.
 #[derive(Debug)]
 pub(super) struct VmGenId {
-    line: IrqLine,
-    /// Whether the guest has yet to be told.
-    due: bool,
+    changed: bool,
 }
 
 impl VmGenId {
@@ -28,22 +25,14 @@ impl VmGenId {
         changed: bool,
         memory: &GuestMemory,
     ) -> Result<Self, DeviceError> {
-        let line = IrqLine::new(layout::VMGENID_GSI).map_err(DeviceError::Events)?;
         let place = GuestAddress(layout::VMGENID_ADDR);
         memory.write_slice(&generation, place).map_err(|_| DeviceError::NoGeneration)?;
-        Ok(VmGenId { line, due: changed })
+        Ok(VmGenId { changed })
     }
 
-    pub fn line(&self) -> &IrqLine {
-        &self.line
-    }
-
-    /// Raises the interrupt, once. Before the state of the interrupt controllers is set it would be lost.
-    pub fn kick(&mut self) -> Result<(), DeviceError> {
-        if std::mem::take(&mut self.due) && !faults::injected(Fault::GenerationSilent) {
-            self.line.trigger().map_err(DeviceError::Signal)?;
-        }
-        Ok(())
+    /// The global system interrupt that is to be raised before the guest's first instruction.
+    pub fn due(&self) -> Option<u32> {
+        (self.changed && !faults::injected(Fault::GenerationSilent)).then_some(layout::VMGENID_GSI)
     }
 }
 
@@ -64,12 +53,8 @@ mod tests {
     }
 
     #[test]
-    fn a_restored_guest_is_told_once_and_a_booting_one_never() {
-        for (changed, times) in [(true, 1), (false, 0)] {
-            let (mut device, _) = device(changed);
-            device.kick().unwrap();
-            device.kick().unwrap();
-            assert_eq!(device.line().event().read().unwrap_or(0), times);
-        }
+    fn a_restored_guest_is_told_and_a_booting_one_is_not() {
+        assert_eq!(device(true).0.due(), Some(layout::VMGENID_GSI));
+        assert_eq!(device(false).0.due(), None);
     }
 }

@@ -172,6 +172,7 @@ impl ToFailure for RecordingError {
     fn kind(&self) -> Kind {
         match self {
             RecordingError::Start(error) => error.kind(),
+            RecordingError::Identity(error) => error.kind(),
             RecordingError::Record(_) | RecordingError::Written(_) => Kind::HostCannot,
             RecordingError::Run(_) | RecordingError::Failed { .. } => Kind::GuestFailed,
             RecordingError::Session(error) => error.kind(),

@@ -119,7 +119,7 @@ const KVM_SAVE: [u32; 11] = [
     ioctl(2, KVM, 0xa6, 392),  // KVM_GET_XCRS
 ];
 /// What fills a VM, in the order of `vm::Shell::fill`.
-const KVM_FILL: [u32; 26] = [
+const KVM_FILL: [u32; 27] = [
     ioctl(0, KVM, 0x03, 0),    // KVM_CHECK_EXTENSION
     ioctl(3, KVM, 0x02, 4),    // KVM_GET_MSR_INDEX_LIST
     ioctl(3, KVM, 0x05, 8),    // KVM_GET_SUPPORTED_CPUID
@@ -142,6 +142,7 @@ const KVM_FILL: [u32; 26] = [
     ioctl(1, KVM, 0xe2, 24),   // KVM_GET_DEVICE_ATTR
     ioctl(1, KVM, 0xe3, 24),   // KVM_HAS_DEVICE_ATTR
     ioctl(2, KVM, 0x63, 520),  // KVM_SET_IRQCHIP
+    ioctl(1, KVM, 0x61, 8),    // KVM_IRQ_LINE
     ioctl(1, KVM, 0x7b, 48),   // KVM_SET_CLOCK
     ioctl(2, KVM, 0x7c, 48),   // KVM_GET_CLOCK
     ioctl(3, KVM, 0xd5, 64),   // KVM_PRE_FAULT_MEMORY

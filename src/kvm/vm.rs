@@ -172,6 +172,16 @@ impl KvmVm {
         self.fd.set_irqchip(state).map_err(ioctl("KVM_SET_IRQCHIP"))
     }
 
+    /// Raises an edge-triggered interrupt. It is pending when this returns (Documentation/virt/kvm/api.rst, 4.25, KVM_IRQ_LINE).
+    ///
+    /// # Errors
+    /// The ioctl failed.
+    pub fn raise_edge(&self, gsi: u32) -> Result<(), VmError> {
+        [true, false]
+            .into_iter()
+            .try_for_each(|level| self.fd.set_irq_line(gsi, level).map_err(ioctl("KVM_IRQ_LINE")))
+    }
+
     /// The guest's kvm-clock.
     ///
     /// # Errors

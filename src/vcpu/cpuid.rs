@@ -11,6 +11,17 @@ const VMX: u32 = 1 << 5;
 const SVM: u32 = 1 << 2;
 /// Leaf 7, ECX: WAITPKG, which needs hardware that a restore on another host may lack.
 const WAITPKG: u32 = 1 << 5;
+/// AMX. Its state is given to a process that asks the kernel for it, which Ember does not; a host before Linux 6.4 reports the
+/// instructions all the same. Leaf 7, EDX: BF16, TILE, INT8; leaf 7.1, EAX: FP16, EDX: COMPLEX; leaf 0xd, EAX: its two components.
+const AMX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+const AMX_FP16: u32 = 1 << 21;
+const AMX_COMPLEX: u32 = 1 << 8;
+const AMX_STATE: u32 = 1 << 17 | 1 << 18;
+/// Leaf 0xd.1, EAX: extended feature disable, which exists for AMX alone.
+const XFD: u32 = 1 << 4;
+/// Leaf 0x40000001, EAX: what KVM offers since Linux 5.10, so that a bundle asks for nothing of a newer one
+/// (Documentation/virt/kvm/x86/cpuid.rst).
+const KVM_FEATURES: u32 = 1 << 24 | 0x7fff;
 /// Leaf 0x40000001, EAX: asynchronous page faults, which a restore would leave waiting for a token for ever
 /// (Documentation/virt/kvm/x86/cpuid.rst: bits 4, 10 and 14).
 const ASYNC_PF: u32 = 1 << 4 | 1 << 10 | 1 << 14;
@@ -63,18 +74,34 @@ fn normalise(entry: &mut kvm_cpuid_entry2, index: u32, count: u32) {
         0x4 | 0x8000_001d => {
             entry.eax = entry.eax & 0x3fff & !(0xfff << 14) | cores_field(entry.function, count)
         }
-        0x7 if entry.index == 0 => entry.ecx &= !WAITPKG,
+        0x7 if entry.index == 0 => {
+            entry.ecx &= !WAITPKG;
+            entry.edx &= !AMX;
+        }
+        0x7 if entry.index == 1 => {
+            entry.eax &= !AMX_FP16;
+            entry.edx &= !AMX_COMPLEX;
+        }
+        0xd if entry.index == 0 => entry.eax &= !AMX_STATE,
+        0xd if entry.index == 1 => entry.eax &= !XFD,
+        // The components' places, and what AMX can do.
+        0xd if matches!(entry.index, 17 | 18) => clear(entry),
+        0x1d | 0x1e => clear(entry),
         // No PMU: its MSRs are not saved.
-        0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+        0xa => clear(entry),
         0xb | 0x1f => topology(entry, index, count),
-        0x4000_0001 => entry.eax &= !ASYNC_PF,
+        0x4000_0001 => entry.eax &= KVM_FEATURES & !ASYNC_PF,
         0x8000_0001 => entry.ecx &= !SVM,
         // What SVM can do.
-        0x8000_000a => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+        0x8000_000a => clear(entry),
         0x8000_0008 => entry.ecx = entry.ecx & !0xf0ff | (count - 1) & 0xff | apic_id_bits(count) << 12,
         0x8000_001e => (entry.eax, entry.ebx, entry.ecx) = (index, index & 0xff, 0),
         _ => {}
     }
+}
+
+fn clear(entry: &mut kvm_cpuid_entry2) {
+    (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
 }
 
 /// Leaf 4, EAX bits 26 to 31: cores in the package - 1. AMD's leaf has no such field.
@@ -162,6 +189,23 @@ mod tests {
         let cpuid = for_vcpu(&supported, 0, 1);
         assert_eq!((cpuid.as_slice()[0].ecx & VMX, cpuid.as_slice()[1].ecx & SVM), (0, 0));
         assert_eq!(cpuid.as_slice()[2].edx, 0);
+    }
+
+    #[test]
+    fn amx_is_hidden_as_a_whole() {
+        let leaves = [entry(7, 0), entry(7, 1), entry(0xd, 0), entry(0xd, 1), entry(0xd, 17), entry(0x1d, 1)];
+        let cpuid = for_vcpu(&CpuId::from_entries(&leaves).unwrap(), 0, 1);
+        let [first, second, components, more, tiles, palette] = cpuid.as_slice() else { panic!() };
+        assert_eq!((first.edx & (1 << 22 | 1 << 24 | 1 << 25), first.edx & 1 << 23), (0, 1 << 23));
+        assert_eq!((second.eax & 1 << 21, second.edx & 1 << 8, second.eax & 1 << 4), (0, 0, 1 << 4));
+        assert_eq!((components.eax & 3 << 17, components.eax & 7, more.eax & 0x1f), (0, 7, 0xf));
+        assert_eq!((tiles.eax, tiles.ebx, palette.eax, palette.ebx), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn nothing_is_asked_of_a_kvm_that_is_newer_than_the_oldest() {
+        let cpuid = for_vcpu(&CpuId::from_entries(&[entry(0x4000_0001, 0)]).unwrap(), 0, 1);
+        assert_eq!(cpuid.as_slice()[0].eax, 0x0100_7fff & !ASYNC_PF);
     }
 
     #[test]

@@ -49,7 +49,14 @@ const IGNORED_7_EDX: u32 = 1 << 10 | 0xfc00_0000;
 /// Legacy multi-processing: topology.
 const IGNORED_8_ECX: u32 = 1 << 1 | 1 << 22;
 
-const WORDS: [Word; 9] = [
+/// Leaf 7.2: MCDT_NO tells of an erratum, not of something that can be used.
+const IGNORED_7_2_EDX: u32 = 1 << 5;
+/// All but CLZERO, XSAVEERPTR and WBNOINVD: mitigations, which KVM derives from Intel's bits, and sizes.
+const IGNORED_8_8_EBX: u32 = !(1 | 1 << 2 | 1 << 9);
+/// All but automatic IBRS, which EFER has a bit for: KVM tells of others where the CPU has no such leaf.
+const IGNORED_8_21_EAX: u32 = !(1 << 8);
+
+const WORDS: [Word; 15] = [
     word(
         1,
         0,
@@ -120,13 +127,29 @@ const WORDS: [Word; 9] = [
         ],
     ),
     word(7, 0, Register::Edx, IGNORED_7_EDX, &[(4, "fsrm"), (8, "avx512_vp2intersect"), (24, "amx_tile")]),
-    word(7, 1, Register::Eax, 0, &[(4, "avx_vnni"), (5, "avx512_bf16")]),
+    word(7, 1, Register::Eax, 0, &[(4, "avx_vnni"), (5, "avx512_bf16"), (23, "avx_ifma")]),
+    word(7, 1, Register::Ecx, 0, &[]),
+    word(7, 1, Register::Edx, 0, &[(4, "avx_vnni_int8"), (5, "avx_ne_convert"), (10, "avx_vnni_int16")]),
+    word(
+        7,
+        2,
+        Register::Edx,
+        IGNORED_7_2_EDX,
+        &[(0, "psfd"), (1, "ipred_ctrl"), (2, "rrsba_ctrl"), (4, "bhi_ctrl")],
+    ),
     word(
         0xd,
         0,
         Register::Eax,
         0,
         &[(1, "xsave component sse"), (2, "xsave component avx"), (5, "xsave component opmask")],
+    ),
+    word(
+        0xd,
+        1,
+        Register::Eax,
+        0,
+        &[(0, "xsaveopt"), (1, "xsavec"), (2, "xgetbv1"), (3, "xsaves"), (4, "xfd")],
     ),
     word(
         0x8000_0001,
@@ -136,6 +159,14 @@ const WORDS: [Word; 9] = [
         &[(0, "lahf_lm"), (5, "abm"), (6, "sse4a"), (7, "misalignsse"), (8, "3dnowprefetch")],
     ),
     word(0x8000_0001, 0, Register::Edx, 0, &[(20, "nx"), (26, "pdpe1gb"), (27, "rdtscp"), (29, "lm")]),
+    word(
+        0x8000_0008,
+        0,
+        Register::Ebx,
+        IGNORED_8_8_EBX,
+        &[(0, "clzero"), (2, "xsaveerptr"), (9, "wbnoinvd")],
+    ),
+    word(0x8000_0021, 0, Register::Eax, IGNORED_8_21_EAX, &[(8, "autoibrs")]),
 ];
 
 /// Vendor string of this host's CPU: leaf 0, in the order EBX, EDX, ECX.
@@ -157,6 +188,10 @@ fn missing_on(saved: &[kvm_cpuid_entry2], host: impl Fn(&Word) -> u32) -> Vec<St
 fn host(word: &Word) -> u32 {
     // Above the highest leaf of its range a CPU answers with the highest one's content.
     if __cpuid_count(word.leaf & 0x8000_0000, 0).eax < word.leaf {
+        return 0;
+    }
+    // Leaf 7 tells its highest subleaf.
+    if word.leaf == 7 && __cpuid_count(7, 0).eax < word.subleaf {
         return 0;
     }
     let leaf = __cpuid_count(word.leaf, word.subleaf);

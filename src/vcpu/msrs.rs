@@ -146,12 +146,24 @@ impl MsrSelection {
     }
 }
 
+/// Names of those of `saved` that this host's KVM does not have among what it `listed`.
+pub fn unknown(saved: &[kvm_msr_entry], listed: &[u32]) -> Vec<String> {
+    saved.iter().filter(|msr| !is_known(msr.index, listed)).map(|msr| name(msr.index)).collect()
+}
+
+fn is_known(index: u32, listed: &[u32]) -> bool {
+    listed.contains(&index) || never_listed().any(|known| known == index)
+}
+
 /// Names of those of `saved` that this host lacks: its KVM does not have them among the `listed`, or refuses their value. The
 /// list is asked as well because KVM takes some MSRs, TSC_AUX among them, whose instructions the CPU does not have.
 pub fn missing(saved: &[kvm_msr_entry], listed: &[u32], vcpu: &KvmVcpu) -> Vec<String> {
-    let is_known = |index: u32| listed.contains(&index) || never_listed().any(|known| known == index);
     let takes = |msr: &kvm_msr_entry| vcpu.set_msrs(std::slice::from_ref(msr)).is_ok();
-    saved.iter().filter(|msr| !is_known(msr.index) || !takes(msr)).map(|msr| name(msr.index)).collect()
+    saved
+        .iter()
+        .filter(|msr| !is_known(msr.index, listed) || !takes(msr))
+        .map(|msr| name(msr.index))
+        .collect()
 }
 
 fn missing_must_have(chosen: &[u32]) -> Option<(u32, &'static str)> {

@@ -114,10 +114,9 @@ pub fn restore(
     let saved_msrs = list_from_blob::<kvm_msr_entry>("MSRs", &state.msrs)?;
     let selection = MsrSelection::of_saved(&saved_msrs)?;
     let msrs = settable(saved_msrs);
-    let missing_msrs = || Ok::<_, SystemError>(msrs::missing(&msrs, &host.msr_indices()?, vcpu));
     let is_shown = shown.is_some_and(|shown| is_same(shown.as_slice(), &cpuid));
     if !is_shown {
-        check_features(&cpuid, missing_msrs)?;
+        check(host, &cpuid, &msrs)?;
     }
     let cpuid = CpuId::from_entries(&cpuid).map_err(|_| VcpuError::Cpuid { count: cpuid.len() })?;
     let mp_state = from_blob("multiprocessor state", &state.mp_state)?;
@@ -152,22 +151,19 @@ pub fn restore(
     match set_all() {
         Ok(()) => Ok(selection),
         // It names the first alone; the user wants to know all of them.
-        Err(VmError::Msr { .. }) => Err(VcpuError::Lacking { missing: missing_msrs()? }),
+        Err(VmError::Msr { .. }) => {
+            Err(VcpuError::Lacking { missing: msrs::missing(&msrs, &host.msr_indices()?, vcpu) })
+        }
         Err(source) => Err(VcpuError::Kvm { verb: "restore", index: state.index, source }),
     }
 }
 
-/// Compared before anything is set: KVM accepts a CPUID that promises more than the CPU can do.
-fn check_features(
-    cpuid: &[kvm_cpuid_entry2],
-    missing_msrs: impl FnOnce() -> Result<Vec<String>, SystemError>,
-) -> Result<(), VcpuError> {
+/// Compared before anything is set: KVM accepts a CPUID that promises more than the CPU can do, and with the parameter `ignore_msrs`
+/// any MSR.
+fn check(host: &System, cpuid: &[kvm_cpuid_entry2], saved: &[kvm_msr_entry]) -> Result<(), VcpuError> {
     let mut missing = features::missing(cpuid);
-    if missing.is_empty() {
-        return Ok(());
-    }
-    missing.extend(missing_msrs()?);
-    Err(VcpuError::Lacking { missing })
+    missing.extend(msrs::unknown(saved, &host.msr_indices()?));
+    if missing.is_empty() { Ok(()) } else { Err(VcpuError::Lacking { missing }) }
 }
 
 /// IA32_DEBUGCTL. A host without virtualised branch records complains about every write to it in its log, even of the 0

@@ -18,7 +18,7 @@ pub enum IdentityError {
 }
 
 /// What the user asks of a clone's identity.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Asked<'a> {
     /// Host name.
     pub host_name: Option<&'a str>,

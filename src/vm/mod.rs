@@ -38,7 +38,7 @@ pub use invoke::{
 pub use lifecycle::{Action, Event, State};
 pub use machine::{BuildError, Frozen, Machine, Origin, Plan, RunError, Shape, Wake};
 pub use opened::{Host, Opened, drives, private_file};
-pub use record::{RecordingError, Sample, record};
+pub use record::{RecordingError, record};
 pub use request::{Request, RequestError};
 pub use saved::{SavedError, SavedMachine};
 pub use shell::{HostCpu, Shell};

@@ -7,10 +7,11 @@ use snapshot_format::manifest::Interface;
 use snapshot_format::working_set::{PageRange, WorkingSet};
 
 use crate::bundle::Bundle;
-use crate::function::{Conversation, Event, Notice, RestoreMessage, SessionError};
+use crate::function::{Conversation, Event, Notice, SessionError};
 use crate::memory::{self, RecordError, Recorder, Touch};
 
 use super::drive::Drive;
+use super::identity::{Asked, IdentityError, restore_message};
 use super::invoke::{AnswerSink, InvokeError, invoke, wake};
 use super::machine::RunError;
 use super::start::{StartError, Watched, restore_watched};
@@ -25,6 +26,9 @@ pub enum RecordingError {
     /// The clone could not be started.
     #[error(transparent)]
     Start(#[from] StartError),
+    /// It cannot be made unique.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// Its pages could not be recorded.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -56,29 +60,20 @@ pub enum RecordingError {
     },
 }
 
-/// One event of a recording, and what its clone is told first.
-#[derive(Debug)]
-pub struct Sample {
-    /// The event.
-    pub event: Event,
-    /// Unlike any other clone's.
-    pub message: RestoreMessage,
-}
-
-/// Restores a clone for each of `samples`, one after the other, and gives the union of what they touched without what was
+/// Restores clones for each of `events`, one after the other, and gives the union of what they touched without what was
 /// rare. Each may take `limit` to answer.
 ///
 /// # Errors
 /// See [`RecordingError`].
 pub fn record(
     bundle: &Bundle,
-    samples: &[Sample],
+    events: &[Event],
     limit: Duration,
     sink: &mut dyn AnswerSink,
 ) -> Result<WorkingSet, RecordingError> {
     let mut all: Vec<Recording> = Vec::new();
-    for (number, sample) in (1..).zip(samples) {
-        all.push(record_one(bundle, number, sample, limit, sink)?);
+    for (number, event) in (1..).zip(events) {
+        all.push(record_one(bundle, number, event, limit, sink)?);
     }
     Ok(union(bundle.manifest().machine.memory_bytes, &all))
 }
@@ -117,26 +112,27 @@ fn note_written(pages: &mut [Touch], written: &[Touch]) {
 fn record_one(
     bundle: &Bundle,
     number: usize,
-    sample: &Sample,
+    event: &Event,
     limit: Duration,
     sink: &mut dyn AnswerSink,
 ) -> Result<Recording, RecordingError> {
-    let mut one = |watched| watch(bundle, number, sample, limit, watched, sink);
+    let mut one = |watched| watch(bundle, number, event, limit, watched, sink);
     Ok(one(Watched::Touches)?.with_written(&one(Watched::Writes)?))
 }
 
 fn watch(
     bundle: &Bundle,
     number: usize,
-    sample: &Sample,
+    event: &Event,
     limit: Duration,
     watched: Watched,
     sink: &mut dyn AnswerSink,
 ) -> Result<Recording, RecordingError> {
     let timeline = &mut Timeline::start();
     let manifest = bundle.manifest();
-    let (mut machine, memory, recorder) =
-        restore_watched(bundle, sample.message.generation, watched, timeline)?;
+    // Each clone is one of its own: what it answers with may leave this host.
+    let message = restore_message(Asked::default())?;
+    let (mut machine, memory, recorder) = restore_watched(bundle, message.generation, watched, timeline)?;
     let so_far = || match &recorder {
         Some(recorder) => Ok(recorder.so_far()),
         None => memory::own_pages(&memory),
@@ -144,8 +140,8 @@ fn watch(
     let mut sink = FirstPiece { sink, interface: manifest.function.interface, so_far: &so_far, early: None };
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
-    let answered = wake(&mut drive, &sample.message, &mut sink, timeline)
-        .and_then(|()| invoke(&mut drive, &sample.event, Some(Instant::now() + limit), &mut sink, timeline));
+    let answered = wake(&mut drive, &message, &mut sink, timeline)
+        .and_then(|()| invoke(&mut drive, event, Some(Instant::now() + limit), &mut sink, timeline));
     let early = sink.early;
     // Nothing of it may touch a page once nobody brings pages in.
     let frozen = machine.freeze()?;

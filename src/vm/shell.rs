@@ -215,6 +215,8 @@ impl<'a> Start<'a> {
                 vcpu::share_tsc_offset(target.vcpus)?;
                 // After the local APICs, to which the I/O APIC may deliver at once.
                 irqchips.iter().try_for_each(|chip| target.vm.set_irqchip(chip))?;
+                // Before that it would be lost.
+                target.devices.generation_due().map_or(Ok(()), |gsi| target.vm.raise_edge(gsi))?;
                 // Last: the guest's clock runs on from here, and must do so before the first instruction.
                 target.vm.set_clock(clock_ns)?;
                 msrs.ok_or_else(no_vcpu)
