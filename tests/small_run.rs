@@ -7,9 +7,10 @@ mod common;
 
 use std::fs::File;
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use common::{Place, TIMEOUT, USAGE, ember, end_of, finish, run_command, start};
+use common::{Place, TIMEOUT, USAGE, ember, end_of, finish, guest, run_command, start};
 
 /// Longest event, bytes.
 const EVENT_MAX: u64 = 32 << 20;
@@ -198,6 +199,18 @@ fn wrong_flags_are_told_at_once() {
         assert!(ended.errors.contains(wrong[0]), "{ended:?}");
     }
     assert_eq!(finish(ember(["run", "--event-text", "a", "--event-json", "1"]).arg(&echo)).code(), USAGE);
+}
+
+#[test]
+fn the_example_without_linux_answers_in_upper_case() {
+    let examples = std::env::var_os("EMBER_EXAMPLES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("examples"), PathBuf::from);
+    let place = Place::new();
+    let bundle = place.join("shout");
+    let mut bake = ember(["bake", "--kernel"]);
+    bake.arg(guest("shout")).arg("--config").arg(examples.join("port/ember.toml")).arg(&bundle);
+    finish(&mut bake).succeeds();
+    finish(&mut run_command(&bundle, "shout, please")).answers("SHOUT, PLEASE");
 }
 
 #[test]

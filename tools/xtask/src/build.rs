@@ -1,5 +1,6 @@
 //! Static binaries: the product, the small guests and the black-box tests.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -58,12 +59,18 @@ pub struct TestBinary {
 /// Name of the binary with the tests beside the code, and of those tests in it that need a virtual machine.
 const BESIDE: (&str, &str) = ("beside", "vm::");
 
+/// What cargo shows of its progress is for a terminal: in a log it would be a line for each crate.
+fn without_progress() -> &'static [&'static str] {
+    if std::io::stderr().is_terminal() { &[] } else { &["--quiet"] }
+}
+
 /// Builds the program and the guest agent.
 pub fn product(workspace: &Workspace, profile: Profile) -> Result<Product> {
     step(&format!("Building static ember and ember-agent ({})", profile.name()), || {
         process::run(
             cargo(workspace)
-                .args(["build", "--quiet", "--profile", profile.name(), "--target", TARGET])
+                .args(["build", "--profile", profile.name(), "--target", TARGET])
+                .args(without_progress())
                 .args(["--package", "ember", "--package", "guest-agent", "--bins"]),
         )
     })?;
@@ -87,7 +94,8 @@ fn faulty(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
             cargo(workspace)
                 // Before the subcommand, like the others: behind it, it would replace them.
                 .args(["--config", &assertions])
-                .args(["build", "--quiet", "--profile", name, "--target", TARGET, "--package", "ember"])
+                .args(["build", "--profile", name, "--target", TARGET, "--package", "ember"])
+                .args(without_progress())
                 .args(["--bins", "--features", "faults"]),
         )
     })?;
@@ -101,23 +109,16 @@ fn faulty(workspace: &Workspace, profile: Profile) -> Result<PathBuf> {
 /// Compiles the small guests into a directory of their own.
 pub fn small_guests(workspace: &Workspace) -> Result<PathBuf> {
     let (dir, stamp) = (workspace.target("small-guests"), workspace.target("small-guests.stamp"));
-    let sources = tree::state(&workspace.path("tools/small-guests"), Path::new(""))?;
+    let of = |sources: &str| tree::state(&workspace.path(sources), Path::new(""));
+    let sources = of("tools/small-guests")? + &of("examples/port")?;
     if dir.exists() && std::fs::read_to_string(&stamp).is_ok_and(|old| old == sources) {
         return Ok(dir);
     }
     make_empty_dir(&dir)?;
     step("Building the small guests", || {
         let mut run = cargo(workspace);
-        run.args([
-            "run",
-            "--quiet",
-            "--target",
-            TARGET,
-            "--package",
-            "small-guests",
-            "--bin",
-            "build-small-guests",
-        ]);
+        run.args(["run", "--target", TARGET, "--package", "small-guests", "--bin", "build-small-guests"]);
+        run.args(without_progress());
         process::run(run.arg("--").arg(&dir))
     })?;
     write(&stamp, sources)?;
@@ -132,14 +133,8 @@ pub fn test_binaries(workspace: &Workspace) -> Result<Vec<TestBinary>> {
     step("Building the black-box tests", || {
         let mut cargo = cargo(workspace);
         cargo
-            .args([
-                "test",
-                "--no-run",
-                "--quiet",
-                "--message-format=json-render-diagnostics",
-                "--target",
-                TARGET,
-            ])
+            .args(["test", "--no-run", "--message-format=json-render-diagnostics", "--target", TARGET])
+            .args(without_progress())
             .args(["--package", "ember", "--lib", "--test", "*"])
             .stderr(Stdio::inherit());
         let output = cargo.output().context("Cannot start cargo")?;
