@@ -13,7 +13,8 @@ measure_echo() {
 
     bake echo --config "$EMBER_EXAMPLES/echo/ember.toml" --root "$EMBER_ROOT_PYTHON"
     set -- $run "$place/echo" --event-text hello
-    series echo "$warm" restore "$@" -- timed "$@" --timing=json
+    series echo "$warm" restore "$@" -- timed "$@" --timing=json \
+        -- jailed "$ember" run "$place/echo" --event-text hello
     series echo-cold "$cold" cold "$@" --cold --timing=json
 }
 

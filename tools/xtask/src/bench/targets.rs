@@ -14,7 +14,7 @@ enum Bound {
     AtLeast(f64),
 }
 
-const TARGETS: [(&str, Bound); 46] = [
+const TARGETS: [(&str, Bound); 48] = [
     // The same on Firecracker, over vsock: 11 300 and 2 047 000.
     ("main.echo_restore_to_answer_us", Bound::Value(12_000.0)),
     ("main.echo_cold_to_answer_us", Bound::Value(2_050_000.0)),
@@ -25,6 +25,8 @@ const TARGETS: [(&str, Bound); 46] = [
     ("main.run_spawn_to_exit_us", Bound::Plus("main.echo_restore_to_answer_us", 500.0)),
     ("main.restored_over_cold", Bound::Value(1.02)),
     ("main.timing_gap_percent", Bound::Value(5.0)),
+    ("main.python_timing_gap_percent", Bound::Value(5.0)),
+    ("native.timing_gap_percent", Bound::Value(5.0)),
     ("native.small_restore_p50_us", Bound::Value(2_000.0)),
     ("native.small_restore_p50_us", Bound::Times(1.4, "native.floor_p50_us")),
     ("clones.unique_cost_us", Bound::Value(1_000.0)),
