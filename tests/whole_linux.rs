@@ -33,19 +33,29 @@ fn shell(name: &str, more: &[&str]) -> PathBuf {
 fn a_lambda_function_goes_on_counting_in_a_clone_of_a_clone_of_a_clone() {
     let place = Place::new();
     let mut bundle = example_bundle("lambda");
-    let answered = |ended: &Ended| ended.succeeds().json()["answered"].as_u64().unwrap();
+    let told = |ended: &Ended, what: &str| ended.succeeds().json()[what].as_u64().unwrap();
+    let answered = |ended: &Ended| told(ended, "answered");
+    assert!(inspect(&bundle).contains("then the client's own after-restore hooks"));
     let first = answered(&run(&bundle, r#"{"name": "Ada"}"#));
     for generation in 0..GENERATIONS {
         let next = place.join(&format!("generation-{generation}"));
         let ended = rebake(&bundle, r#"{"name": "Ada"}"#, &next);
         assert_eq!(answered(&ended), first + generation as u64, "{ended:?}");
+        assert!(ended.errors.contains("hooks do not run in clones of this bundle"), "{ended:?}");
         bundle = next;
     }
     finish(ember(["verify"]).arg(&bundle)).succeeds();
-    assert_eq!(answered(&run(&bundle, "{}")), first + GENERATIONS as u64);
-    // A clone of it is as unique as any other.
-    let id = |ended: Ended| ended.errors.clone();
-    assert_ne!(id(run(&bundle, "{}")), id(run(&bundle, "{}")), "two requests with one id");
+    let (one, two) = (run(&bundle, "{}"), run(&bundle, "{}"));
+    assert_eq!(answered(&one), first + GENERATIONS as u64);
+    // Its client's hook has run once and for all, which the user is told: its lots are not as unique as the original's.
+    assert_eq!(told(&one, "lot"), told(&two, "lot"));
+    assert!(inspect(&bundle).contains("no hook of the client's own runs in a clone"));
+    let json = finish(ember(["inspect", "--json"]).arg(&bundle)).succeeds().json();
+    assert_eq!(json["client_hooks"], false);
+}
+
+fn inspect(bundle: &Path) -> String {
+    finish(ember(["inspect"]).arg(bundle)).succeeds().text().to_owned()
 }
 
 #[test]
@@ -77,6 +87,13 @@ fn files_of_a_clone_and_its_environment_are_in_its_bundle() {
         ended.answers(&"told ".repeat(generation + 1));
         bundle = next;
     }
+    // A clone of such a clone has random numbers of its own, as any other has.
+    let draw = "/usr/bin/python3 -c 'import os, uuid; print(os.getrandom(32).hex(), uuid.uuid4())'";
+    let drawn = [run(&bundle, draw), run(&bundle, draw)];
+    let [one, two] =
+        drawn.each_ref().map(|ended| ended.succeeds().text().split_whitespace().collect::<Vec<_>>());
+    assert_eq!((one.len(), two.len()), (2, 2), "{drawn:?}");
+    assert!(one[0] != two[0] && one[1] != two[1], "{drawn:?}");
 }
 
 #[test]

@@ -23,8 +23,16 @@ pub struct Inspection {
     pub memory: MemorySummary,
     /// From `working-set`, when there is one that this release reads.
     pub working_set: Option<WorkingSetSummary>,
+    /// Whether each clone's `lambda` client may run after-restore hooks of its own before it is given an event; nothing of other
+    /// interfaces.
+    pub client_hooks: Option<bool>,
     /// Every file but the manifest.
     pub files: BTreeMap<String, FileSummary>,
+}
+
+/// Only a client that waits in `restore/next` has its hooks before it. One that was baked again has gone on from there.
+pub fn client_hooks(manifest: &Manifest) -> Option<bool> {
+    manifest.function.lambda.as_ref().map(|lambda| lambda.snap_start && manifest.parent.is_none())
 }
 
 /// Header and section table of the state.
@@ -134,6 +142,7 @@ impl Bundle {
             state: self.state_summary()?,
             memory: self.memory_summary()?,
             working_set: self.working_set_summary()?,
+            client_hooks: client_hooks(self.manifest()),
             files: self.file_summaries()?,
         })
     }

@@ -5,12 +5,14 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use snapshot_format::manifest::{
-    CpuRequirements, Drive, FunctionContract, Interface, MachineShape, Manifest, ManifestError,
+    CpuRequirements, Drive, FunctionContract, Interface, LambdaContract, MachineShape, Manifest,
+    ManifestError, Parent,
 };
 use snapshot_format::sections::{Blob, MachineState, VcpuState, VmState};
 use snapshot_format::state::{FormatVersion, Writer};
 use snapshot_format::working_set::{PageRange, WorkingSet};
 
+use super::inspect::client_hooks;
 use super::*;
 use crate::memory::{self, Bytes, GuestAddress};
 
@@ -155,6 +157,23 @@ fn files_are_their_owners_alone_and_zero_pages_are_holes() {
     }
     let memory = fs::metadata(path.join(names::MEMORY)).unwrap();
     assert_eq!((memory.len(), memory.blocks() * 512), (MEMORY, CONTENT.len() as u64 * 4096));
+}
+
+#[test]
+fn inspect_tells_whether_a_client_has_hooks_in_its_clones() {
+    let mut manifest = manifest();
+    assert_eq!(client_hooks(&manifest), None);
+    let lambda = |snap_start| LambdaContract {
+        handler: "app.handler".into(),
+        function_name: "app".into(),
+        snap_start,
+    };
+    manifest.function.lambda = Some(lambda(true));
+    assert_eq!(client_hooks(&manifest), Some(true));
+    manifest.parent = Some(Parent { manifest_sha256: "0".repeat(64) });
+    assert_eq!(client_hooks(&manifest), Some(false), "it was baked again");
+    (manifest.parent, manifest.function.lambda) = (None, Some(lambda(false)));
+    assert_eq!(client_hooks(&manifest), Some(false), "it was not told of any");
 }
 
 #[test]

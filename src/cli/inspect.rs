@@ -60,7 +60,7 @@ fn facts(inspection: &Inspection) -> String {
             "memory",
             format!("{} in chunks of {} with content, the rest zero", Size(content), Size(memory.granule)),
         ),
-        ("reseeding", reseeding(manifest).to_owned()),
+        ("reseeding", format!("{}{}", reseeding(manifest), hooks(inspection.client_hooks))),
         ("clock", clock(manifest).to_owned()),
         ("cpu", format!("{}, TSC {} kHz", manifest.cpu.vendor, manifest.cpu.tsc_khz)),
         ("function", format!("{} {}", interface.as_str().unwrap_or_default(), function.command.join(" "))),
@@ -78,6 +78,17 @@ fn reseeding(manifest: &Manifest) -> &'static str {
         (Interface::Port, _) => "nobody: a small guest has no generator",
         (_, false) => "the kernel, when the VM Generation ID changes, and the agent",
         (_, true) => "the agent alone: the kernel has no VM Generation ID driver (allow_stale_rng)",
+    }
+}
+
+/// What the client of a `lambda` function does itself for its clones to be unlike each other.
+fn hooks(client: Option<bool>) -> &'static str {
+    match client {
+        None => "",
+        Some(true) => ", then the client's own after-restore hooks",
+        Some(false) => {
+            "; no hook of the client's own runs in a clone, only those in /etc/ember/after-restore.d"
+        }
     }
 }
 

@@ -13,6 +13,18 @@ use crate::vm::{self, AnswerSink, Drive, Frozen, Timeline};
 use super::args::RunArgs;
 use super::failure::Failure;
 
+/// What is said of a client with after-restore hooks.
+const NO_CLIENT_HOOKS: &str = "note: the client's own after-restore hooks do not run in clones of this bundle, because its client has gone on from \
+     its restore: what they make unique (Python's random, say) is the same in all of them, unless a program in \
+     /etc/ember/after-restore.d makes it new";
+
+/// Tells the user what clones of the bundle lack.
+pub fn warn(parent: &Manifest) {
+    if parent.function.lambda.as_ref().is_some_and(|lambda| lambda.snap_start) {
+        eprintln!("{NO_CLIENT_HOOKS}");
+    }
+}
+
 /// A bundle that is to be written.
 #[derive(Debug)]
 pub struct Rebake {

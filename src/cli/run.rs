@@ -21,7 +21,7 @@ use super::console::Console;
 use super::failure::{Failure, Kind};
 use super::identity;
 use super::paging::{ToldPaging, restore_options};
-use super::rebake::{Rebake, Rebaked};
+use super::rebake::{self, Rebake, Rebaked};
 use super::report::{Report, ToldTimes};
 use super::sink::Sink;
 use super::statistics::Distribution;
@@ -41,6 +41,9 @@ pub fn run(args: &RunArgs, mut timeline: Timeline, way: Way, cell: Cell<'_>) -> 
     let mut bundle = Bundle::open(&args.bundle)?;
     bundle.detach(args.paging.verify == Verify::All)?;
     timeline.mark("open bundle");
+    if args.bake_to.is_some() {
+        rebake::warn(bundle.manifest());
+    }
     let limit = limit(args, &bundle);
     let event = event::from_args(&args.event, bundle.manifest().function.interface, limit)?;
     timeline.mark("read event");
