@@ -12,10 +12,10 @@ use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use guest_protocol::{
-    Cause, Decoder, EventHead, Restore, RestoreEntries, RestoreEntry, Stream, ToGuest, ToHost,
+    Cause, Decoder, EventHead, Restore, RestoreEntries, RestoreEntry, Stream, ToGuest, ToHost, UNIQUE_MAX,
 };
 use tempfile::TempDir;
 
@@ -567,6 +567,30 @@ fn an_error_after_the_restore_is_told() {
         lambda.agent.hear(),
         Said::Failed(Cause::AfterRestore, 0, "{\"errorType\":\"Hook\"}".to_owned())
     );
+}
+
+#[test]
+fn a_client_whose_hooks_hang_is_not_acknowledged_however_busy_it_is() {
+    let mut lambda = Lambda::start();
+    lambda.get("restore/next");
+    assert_eq!(lambda.agent.hear(), Said::Ready);
+    lambda.agent.freeze();
+    let begin = Instant::now();
+    lambda.agent.say(&[restore_frame(1, RestoreEntries::EMPTY), event_frame(b"{}")]);
+    assert!(lambda.reply().0.starts_with("HTTP/1.1 200 "));
+    let mut api = lambda.api.try_clone().unwrap();
+    let client = std::thread::spawn(move || {
+        // What it has to say wakes the agent, until that hangs up.
+        while api.write_all(b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n").is_ok() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    });
+    let text = "The runtime client did not ask for invocation/next in time".to_owned();
+    assert_eq!(lambda.agent.hear(), Said::Failed(Cause::AfterRestore, 0, text));
+    let took = begin.elapsed();
+    assert!(took >= UNIQUE_MAX && took < UNIQUE_MAX + Duration::from_secs(2), "{took:?}");
+    drop(lambda);
+    client.join().unwrap();
 }
 
 #[test]
