@@ -26,11 +26,28 @@ use serde_json::Value;
 
 /// The most by which a wall clock may differ here. A busy machine can stop the emulated host between any two instructions.
 const WALL_CLOCK_BOUND: i128 = 1_000_000_000;
+/// The most seconds between two readings of a process that does nothing else, and yields to all others.
+const STEP_BOUND: f64 = 10.0;
 const WEEK: i64 = 7 * 24 * 3600;
 
-/// Before the freeze: looks for lockups, which the command line says not to, and sets a timer.
+/// Before the freeze: looks for lockups, which the command line says not to, lets a process look at the clock all the time, also
+/// when it is frozen, and sets a timer.
 const SETUP: &str = "
-import signal, subprocess, time
+import mmap, os, signal, struct, subprocess, time
+
+def watch(memory):
+    for fd in range(3):
+        os.dup2(os.open('/dev/null', os.O_RDWR), fd)
+    os.nice(19)
+    last, backwards, longest = time.monotonic_ns(), 0, 0
+    while True:
+        now = time.monotonic_ns()
+        backwards, longest, last = max(backwards, last - now), max(longest, now - last), now
+        struct.pack_into('3q', memory, 0, backwards, longest, now)
+
+state['watched'] = mmap.mmap(-1, 4096)
+if os.fork() == 0:
+    watch(state['watched'])
 
 def log():
     return subprocess.run(['busybox', 'dmesg'], capture_output=True, text=True, check=True).stdout.splitlines()
@@ -47,7 +64,7 @@ signal.setitimer(signal.ITIMER_REAL, 30)
 
 /// In a clone: tells its wall clock a few times, for whoever reads it to compare, then waits for the timer, and longer.
 const LOOK: &str = "
-import json, os, sys, time
+import json, os, struct, sys, time
 for _ in range(10):
     print('wall', time.time_ns(), flush=True)
     time.sleep(0.05)
@@ -61,8 +78,10 @@ for n in range(1000):
 while not state['fired'] and time.monotonic() < state['set'] + 40:
     time.sleep(0.05)
 time.sleep(3)
+stepped_back, longest_step, _ = struct.unpack_from('3q', state['watched'])
 print(json.dumps({
     'passed': passed, 'cpus': len(cpus), 'backwards': backwards, 'fired_at_once': fired_at_once,
+    'stepped_back': stepped_back, 'longest_step': longest_step / 1e9,
     'fired': [at - state['set'] for at in state['fired']], 'log': state['log']()[state['lines']:],
     'clocksource': open('/sys/devices/system/clocksource/clocksource0/current_clocksource').read().strip()}))
 ";
@@ -138,6 +157,8 @@ fn look(bundle: &Path, clocksource: &str) -> Value {
     assert_eq!((offsets.len(), told["cpus"].as_u64()), (2, Some(2)));
     assert_eq!(offsets[0], offsets[1], "the TSCs differ");
     assert_eq!(told["backwards"], 0, "from one vCPU to the other: {told}");
+    // The first reading of the clone against the last one before the freeze is among these.
+    assert_eq!(told["stepped_back"], 0, "from one reading to the next: {told}");
     assert_eq!(told["clocksource"], clocksource);
     assert_eq!(told["fired"].as_array().unwrap().len(), 1, "{told}");
     // Two vCPUs share the one processor of the emulated host, and whichever waits for it within its timer interrupt may say so.
@@ -161,6 +182,8 @@ fn number(value: &Value) -> f64 {
 fn stood_still(told: &Value) {
     let passed = number(&told["passed"]["monotonic"]);
     assert!(passed > 0.0 && passed < 120.0, "{told}");
+    let step = number(&told["longest_step"]);
+    assert!(step > 0.0 && step < STEP_BOUND, "from one reading to the next: {told}");
     assert_eq!(told["fired_at_once"], 0, "the timer had 30 seconds: {told}");
     let fired = number(&told["fired"][0]);
     assert!((30.0..35.0).contains(&fired), "{told}");
@@ -171,6 +194,7 @@ fn stood_still(told: &Value) {
 fn went_on(told: &Value) {
     let (monotonic, wall) = (number(&told["passed"]["monotonic"]), number(&told["passed"]["wall"]));
     assert!(wall > WEEK as f64 && (monotonic - wall).abs() < 5.0, "{told}");
+    assert!(number(&told["longest_step"]) >= WEEK as f64, "all of it between two readings: {told}");
     assert_eq!(told["fired_at_once"], 1, "the timer was due long ago: {told}");
 }
 
