@@ -1,10 +1,11 @@
 //! Faults that tests inject, each with a name: `EMBER_FAULT=NAME[,NAME...]`.
 //!
-//! Only with the feature `faults`, which no build without debug assertions can have. Without it [`injected`] is `false` at
-//! compile time, and what would follow from it is not in the program.
+//! Only with the feature `faults`, which no build without debug assertions can have: `cargo build --features faults` makes one, and
+//! `cargo xtask` builds `ember-with-faults` where a test asks for it. Without the feature [`injected`] is `false` at compile time, and
+//! what would follow from it is not in the program.
 
 #[cfg(all(feature = "faults", not(debug_assertions)))]
-compile_error!("The feature `faults` is for tests and needs debug assertions: build with --profile faults");
+compile_error!("The feature `faults` is for tests and needs debug assertions: build without --release");
 
 /// What can be made to go wrong, or to be left out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub enum Fault {
     AcknowledgeOld,
     /// The agent acknowledges two times at once.
     AcknowledgeTwice,
+    /// The agent acknowledges once more, with what a command prints first.
+    AcknowledgeAgain,
     /// The guest is not interrupted because of its new VM generation. Also tells what the interrupt costs.
     GenerationSilent,
     /// The restore message brings neither host name nor machine id. Also tells what they cost.
@@ -31,6 +34,7 @@ impl Fault {
             Fault::AcknowledgeLate => "acknowledge-late",
             Fault::AcknowledgeOld => "acknowledge-old",
             Fault::AcknowledgeTwice => "acknowledge-twice",
+            Fault::AcknowledgeAgain => "acknowledge-again",
             Fault::GenerationSilent => "generation-silent",
             Fault::NamesAbsent => "names-absent",
         }

@@ -16,17 +16,23 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use common::serve::Daemon;
 use common::{Ended, Place, USAGE, ember, finish};
 use linux::{
     NOT_UNIQUE, bake, bundle, busybox_root, example_bundle, lambda, run, run_command, shell, with_root,
 };
 
 /// The program in which faults can be injected.
-fn faulty(fault: &str) -> Command {
+fn faulty(fault: &str, command: &str) -> Command {
     let program = std::env::var_os("EMBER_FAULTY_BIN").expect("run this by `cargo xtask test`");
-    let mut command = Command::new(program);
-    command.env("EMBER_FAULT", fault).arg("run").stdin(Stdio::null());
-    command
+    let mut faulty = Command::new(program);
+    faulty.env("EMBER_FAULT", fault).arg(command).stdin(Stdio::null());
+    faulty
+}
+
+/// A run of the witness.
+fn run_faulty(fault: &str) -> Ended {
+    finish(faulty(fault, "run").args(["--console", "--event-text", "x"]).arg(witness()))
 }
 
 /// A command that says on the console that it was given an event, which nobody can take back.
@@ -75,9 +81,7 @@ fn a_clone_that_acknowledges_is_given_its_event() {
     assert_eq!(ended.succeeds().output, b"x");
     assert!(ended.errors.contains(DELIVERED), "the witness says nothing: {ended:?}");
     // The faulty program without a fault is like the other.
-    let mut command = faulty("");
-    let ended = finish(command.args(["--console", "--event-text", "x"]).arg(witness()));
-    assert_eq!(ended.succeeds().output, b"x");
+    assert_eq!(run_faulty("").succeeds().output, b"x");
 }
 
 #[test]
@@ -88,10 +92,18 @@ fn an_agent_that_does_not_acknowledge_as_it_must_is_given_no_event() {
         ("acknowledge-old", "acknowledged another generation than its own"),
         ("acknowledge-twice", "acknowledged when nobody had asked it to"),
     ] {
-        let mut command = faulty(fault);
-        let ended = finish(command.args(["--console", "--event-text", "x"]).arg(witness()));
-        is_given_nothing(&ended, words);
+        is_given_nothing(&run_faulty(fault), words);
     }
+}
+
+#[test]
+fn an_agent_that_acknowledges_once_more_later_answers_nothing() {
+    let ended = run_faulty("acknowledge-again");
+    assert_eq!(ended.status.code(), Some(NOT_UNIQUE), "{ended:?}");
+    assert_eq!(ended.output, b"", "{ended:?}");
+    assert!(ended.errors.contains("acknowledged when nobody had asked it to"), "{ended:?}");
+    // Only the event was there already.
+    assert!(ended.errors.contains(DELIVERED), "{ended:?}");
 }
 
 #[test]
@@ -107,6 +119,29 @@ fn a_hook_that_fails_hangs_or_ends_the_guest_keeps_the_event_away() {
     }
     let ended = run(&witness_with_hook("echo reason; exit 3"), "x");
     assert!(ended.errors.contains("its last output:\nreason"), "{ended:?}");
+}
+
+#[test]
+fn a_clone_of_a_pool_that_does_not_become_unique_is_given_no_event() {
+    let place = Place::new();
+    for (fault, bundle, words) in [
+        ("", witness(), None),
+        ("acknowledge-old", witness(), Some("acknowledged another generation than its own")),
+        ("", witness_with_hook("echo reason; exit 3"), Some("The hook 10-hook ended with exit code 3")),
+    ] {
+        let socket = place.join("socket");
+        let mut serve = faulty(fault, "serve");
+        let daemon = Daemon::run(serve.args(["--shells", "1", "--socket"]).arg(&socket), socket);
+        daemon.register("witness", &bundle);
+        let answer = daemon.invoke("witness", "x");
+        match words {
+            None => answer.answers("x"),
+            Some(words) => {
+                answer.fails(502, "platform", words);
+                assert!(!answer.text().contains(DELIVERED), "the function was given its event: {answer:?}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -235,7 +270,21 @@ fn fifty_clones_have_no_number_in_common() {
     assert_eq!(duplicates_in(50), 0);
 }
 
-/// The test above can fail: without a hook Python's generator is the same in all clones.
+#[test]
+fn clones_of_a_pool_have_no_number_in_common() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register("numbers", &lambda("numbers", NUMBERS, ""));
+    let mut seen = BTreeSet::new();
+    for clones in 1..=6 {
+        let answer = daemon.invoke("numbers", "{}");
+        assert_eq!(answer.status, 200, "{answer:?}");
+        seen.extend(serde_json::from_value::<Vec<String>>(answer.json()).unwrap());
+        assert_eq!(seen.len(), 3 * clones, "{answer:?}");
+    }
+}
+
+/// The tests above can fail: without a hook Python's generator is the same in all clones.
 #[test]
 fn a_generator_without_a_hook_is_the_same_in_every_clone() {
     let source = NUMBERS.replace("register_after_restore(random.seed)", "");

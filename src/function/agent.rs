@@ -446,6 +446,9 @@ fn with_faults(frame: ToHost<'_>) -> [Option<ToHost<'_>>; 2] {
         ToHost::Acknowledge { generation } if injected(Fault::AcknowledgeOld) => {
             [Some(ToHost::Acknowledge { generation: generation.map(|byte| !byte) }), None]
         }
+        ToHost::Output { .. } if injected(Fault::AcknowledgeAgain) => {
+            [Some(ToHost::Acknowledge { generation: [0; GENERATION_LEN] }), Some(frame)]
+        }
         frame => [Some(frame), None],
     }
 }

@@ -142,6 +142,17 @@ fn a_second_acknowledgement_takes_the_first_one_back() {
 }
 
 #[test]
+fn a_second_acknowledgement_ends_a_clone_that_answers_already() {
+    let mut conversation = clone_of(&exec());
+    conversation.event(&stdin(b"x")).unwrap();
+    let output = ToHost::Output { stream: Stream::Stdout, bytes: b"x" };
+    let error = hear(&mut conversation, &[output, acknowledge()]).unwrap_err();
+    assert!(matches!(error, SessionError::NotUnique { .. }), "{error:?}");
+    assert_eq!(notices(&mut conversation), [], "nothing of its answer counts");
+    assert!(hear(&mut conversation, &[ToHost::Done { exit_code: 0 }]).is_err());
+}
+
+#[test]
 fn hooks_may_log_and_a_command_may_not_print_before_the_acknowledgement() {
     let log = ToHost::Log { bytes: b"hook" };
     let output = ToHost::Output { stream: Stream::Stderr, bytes: b"log" };
