@@ -9,8 +9,9 @@ use super::capture::unix_ns;
 use super::drive::{Drive, DriveError, Happening};
 use super::timeline::Timeline;
 
-/// Longest wait for the acknowledgement of a restore message. The agent gives up before, and says why.
-const ACKNOWLEDGE_MAX: Duration = UNIQUE_MAX.saturating_add(Duration::from_secs(2));
+/// Longest wait for the acknowledgement of a restore message. The agent gives up before, and says why: on a host with many more
+/// guests than processors it takes seconds until its own time begins.
+const ACKNOWLEDGE_MAX: Duration = UNIQUE_MAX.saturating_add(Duration::from_secs(5));
 
 /// Where an answer goes, piece by piece as it comes.
 pub trait AnswerSink {
