@@ -1,8 +1,10 @@
 //! Jobs on the emulated host: what goes in, what comes out, and what counts as a failure of the host itself.
 
+use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -128,7 +130,7 @@ impl RigHost {
     ///
     /// An error means that the host failed, not the job: an oops, a panic, a lockup, or no end within its time.
     pub fn run(&self, job: &Job, sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>) -> Result<i32> {
-        self.run_within(job, None, sink)
+        self.run_within(job, None, sink).map_err(|failed| failed.error)
     }
 
     fn run_within(
@@ -136,7 +138,7 @@ impl RigHost {
         job: &Job,
         silence: Option<Duration>,
         sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
-    ) -> Result<i32> {
+    ) -> Result<i32, Failed> {
         let dir = self.runs.join(&job.name);
         make_empty_dir(&dir)?;
         let machine = Machine { silence, ..self.machine(job, &dir)? };
@@ -146,7 +148,10 @@ impl RigHost {
         if let (Err(_), Some(cache)) = (&code, &job.cache) {
             cache.discard()?;
         }
-        let code = code.map_err(|reason| report(&reason, &remains, &dir))?;
+        let code = code.map_err(|trouble| Failed {
+            error: report(&trouble.to_string(), &remains, &dir),
+            stood_still: trouble == Trouble::StoodStill,
+        })?;
         if let Some(out) = &job.out {
             unpack(&dir.join("out.tar"), out)?;
         }
@@ -155,17 +160,11 @@ impl RigHost {
     }
 
     /// As [`run`](Self::run), for a job that may be begun anew. With its exact clock the emulated host stands still now and then while
-    /// a guest boots (docs/rig.md): a fault of the emulator, which nothing that gets to its end can have met.
+    /// a guest boots (docs/rig.md): a fault of the emulator, which nothing that gets to its end can have met. Whatever else fails is
+    /// told at once: tried again, a fault that comes now and then would be hidden.
     pub fn run_again(&self, job: &Job, sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>) -> Result<i32> {
-        let mut left = if job.icount { TRIES - 1 } else { 0 };
-        let silence = job.icount.then_some(SILENCE);
-        loop {
-            match self.run_within(job, silence, sink) {
-                Err(error) if left > 0 => say(&format!("{error:#}\n{} once more", job.name)),
-                ended => return ended,
-            }
-            left -= 1;
-        }
+        let (tries, silence) = if job.icount { (TRIES, Some(SILENCE)) } else { (1, None) };
+        again(tries, &job.name, || self.run_within(job, silence, sink))
     }
 
     /// Removes what a job has left, console and output included.
@@ -234,25 +233,74 @@ fn copy_input(input: &Path, into: &Path) -> Result<()> {
     copy("--link").or_else(|_| copy("--sparse=always"))
 }
 
+/// A job that did not come to its end.
+#[derive(Debug)]
+struct Failed {
+    error: anyhow::Error,
+    /// Whether the host was silent for too long, and nothing else is wrong with it.
+    stood_still: bool,
+}
+
+impl From<anyhow::Error> for Failed {
+    fn from(error: anyhow::Error) -> Self {
+        Self { error, stood_still: false }
+    }
+}
+
+/// Tries until something else comes of it than a host that stands still.
+fn again(tries: u32, name: &str, mut attempt: impl FnMut() -> Result<i32, Failed>) -> Result<i32> {
+    let mut left = tries;
+    loop {
+        left -= 1;
+        match attempt() {
+            Err(Failed { error, stood_still: true }) if left > 0 => {
+                say(&format!("{error:#}\n{name} once more"))
+            }
+            ended => return ended.map_err(|failed| failed.error),
+        }
+    }
+}
+
+/// Why the host cannot be believed.
+#[derive(Debug, PartialEq, Eq)]
+enum Trouble {
+    /// An oops, a panic, a lockup: the line that tells of it.
+    Broken(String),
+    /// The job was not done within its time.
+    Late,
+    /// Its job printed nothing for too long.
+    StoodStill,
+    /// It was not off within its time.
+    OutOfTime,
+    /// It went off, as this status says, before the job was done.
+    NoResult(ExitStatus),
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Broken(line) => write!(f, "The emulated host is broken: {line}"),
+            Self::Late => write!(f, "The command was not done within its time and was killed"),
+            Self::StoodStill => write!(f, "The emulated host stood still and was killed"),
+            Self::OutOfTime => write!(f, "The emulated host was not done within its time and was killed"),
+            Self::NoResult(status) => write!(f, "The emulated host ended without a result ({status})"),
+        }
+    }
+}
+
 /// The job's exit code, or why the host cannot be believed.
-fn verdict(remains: &Remains, out_of_time: bool) -> Result<i32, String> {
+fn verdict(remains: &Remains, out_of_time: bool) -> Result<i32, Trouble> {
     if let Some(line) = console::trouble(&remains.console) {
-        return Err(format!("The emulated host is broken: {}", line.trim()));
+        return Err(Trouble::Broken(line.trim().to_owned()));
     }
     if remains.report.lines().any(|line| line == "late") {
-        return Err("The command was not done within its time and was killed".to_owned());
+        return Err(Trouble::Late);
     }
     if remains.silent {
-        return Err("The emulated host stood still and was killed".to_owned());
+        return Err(Trouble::StoodStill);
     }
     let code = remains.report.lines().find_map(|line| line.strip_prefix("exit ")?.trim().parse().ok());
-    match code {
-        Some(code) => Ok(code),
-        None if out_of_time => {
-            Err("The emulated host was not done within its time and was killed".to_owned())
-        }
-        None => Err(format!("The emulated host ended without a result ({})", remains.status)),
-    }
+    code.ok_or(if out_of_time { Trouble::OutOfTime } else { Trouble::NoResult(remains.status) })
 }
 
 fn report(reason: &str, remains: &Remains, dir: &Path) -> anyhow::Error {
@@ -290,7 +338,6 @@ fn clear(dir: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use std::os::unix::process::ExitStatusExt;
-    use std::process::ExitStatus;
 
     use super::*;
 
@@ -311,19 +358,43 @@ mod tests {
 
     #[test]
     fn an_oops_is_a_failure_even_when_the_job_reported_success() {
-        assert!(
-            verdict(&remains("[ 9.0] Oops: int3: 0000\n", "exit 0\n"), false).unwrap_err().contains("int3")
-        );
+        let told = verdict(&remains("[ 9.0] Oops: int3: 0000\n", "exit 0\n"), false).unwrap_err();
+        assert_eq!(told, Trouble::Broken("[ 9.0] Oops: int3: 0000".to_owned()));
     }
 
     #[test]
     fn a_command_out_of_time_is_a_failure() {
-        assert!(verdict(&remains("", "late\nexit 137\n"), false).unwrap_err().contains("within its time"));
+        assert_eq!(verdict(&remains("", "late\nexit 137\n"), false), Err(Trouble::Late));
     }
 
     #[test]
     fn a_host_that_says_nothing_never_passes() {
-        assert!(verdict(&remains("", ""), false).unwrap_err().contains("without a result"));
-        assert!(verdict(&remains("", ""), true).unwrap_err().contains("within its time"));
+        assert_eq!(verdict(&remains("", ""), false), Err(Trouble::NoResult(remains("", "").status)));
+        assert_eq!(verdict(&remains("", ""), true), Err(Trouble::OutOfTime));
+    }
+
+    #[test]
+    fn only_a_host_that_is_silent_and_whole_stood_still() {
+        let silent = |console, report| verdict(&Remains { silent: true, ..remains(console, report) }, false);
+        assert_eq!(silent("", ""), Err(Trouble::StoodStill));
+        assert!(matches!(silent("watchdog: BUG: soft lockup\n", ""), Err(Trouble::Broken(_))));
+        assert_eq!(silent("", "late\n"), Err(Trouble::Late));
+    }
+
+    /// How often something that fails like this is tried, and what becomes of it.
+    fn tried(stood_still: bool, then: Option<i32>) -> (u32, Option<i32>) {
+        let mut times = 0;
+        let ended = again(3, "job", || {
+            times += 1;
+            then.filter(|_| times > 1).ok_or_else(|| Failed { error: anyhow!("failed"), stood_still })
+        });
+        (times, ended.ok())
+    }
+
+    #[test]
+    fn a_host_that_stood_still_is_begun_anew_and_no_other() {
+        assert_eq!(tried(true, Some(7)), (2, Some(7)));
+        assert_eq!(tried(true, None), (3, None));
+        assert_eq!(tried(false, Some(7)), (1, None));
     }
 }
