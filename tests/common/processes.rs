@@ -55,6 +55,23 @@ pub fn machine_of(parent: &Child) -> i32 {
     machine.unwrap()
 }
 
+/// Waits until somebody in a group runs a guest, however many processes are between, and gives its id.
+#[track_caller]
+pub fn runs_guest_in(group: u32) -> i32 {
+    let mut machine = None;
+    wait_until("a guest runs", || {
+        machine = alive_in_group(group).into_iter().find(|pid| has_vcpu(*pid));
+        machine.is_some()
+    });
+    machine.unwrap()
+}
+
+fn has_vcpu(pid: i32) -> bool {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    let name = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+    threads.flatten().any(|thread| name(thread).trim_end() == "vcpu0")
+}
+
 fn threads(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
