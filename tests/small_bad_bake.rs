@@ -6,6 +6,7 @@ mod common;
 use std::fs;
 use std::path::Path;
 use std::process::Child;
+use std::time::{Duration, Instant};
 
 use common::processes::{signal, wait_until_gone};
 use common::{
@@ -249,29 +250,82 @@ fn two_bakes_at_once_do_not_take_each_other_for_dead() {
     assert_eq!(place.names(), ["out"]);
 }
 
+/// What a bake makes, in this order: its files, then its name.
+const STEPS: [&str; 6] = ["kernel", "state", "memory", "memory.index", "manifest.json", "out"];
+
+/// The files that the bake with this process id has made of its bundle, and has not given their name yet.
+fn begun(place: &Place, bake: u32) -> Vec<String> {
+    // What others left that were killed lies beside it until it has begun.
+    let own = format!(".out.tmp-{bake}-");
+    let folders = place.names().into_iter().filter(|name| name.starts_with(&own));
+    // It may have got its name meanwhile.
+    let files = folders.flat_map(|name| fs::read_dir(place.join(&name)).into_iter().flatten().flatten());
+    files.map(|file| file.file_name().to_str().unwrap().to_owned()).collect()
+}
+
+fn is_made(place: &Place, bake: u32, step: &str) -> bool {
+    // What has its name had all of them.
+    begun(place, bake).iter().any(|name| name == step) || place.join("out").exists()
+}
+
+/// Waits for a step of a bake as closely as may be, without taking a processor from it.
+fn await_step(place: &Place, bake: u32, step: &str) {
+    let end = Instant::now() + Duration::from_secs(60);
+    while !is_made(place, bake, step) {
+        assert!(Instant::now() < end, "waited in vain for {step}");
+        std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// How long an undisturbed bake takes from each step to the next, and from its last one to its end.
+fn gaps(place: &Place) -> Vec<Duration> {
+    let bake = start(&mut bake_command("echo", &place.join("out")));
+    let mut times = STEPS
+        .map(|step| {
+            await_step(place, bake.id(), step);
+            Instant::now()
+        })
+        .to_vec();
+    end_of(bake).succeeds();
+    times.push(Instant::now());
+    fs::remove_dir_all(place.join("out")).unwrap();
+    times.windows(2).map(|pair| pair[1] - pair[0]).collect()
+}
+
 #[test]
 fn whenever_a_bake_is_killed_its_target_is_whole_or_not_there() {
     let place = Place::new();
-    let (mut whole, mut absent) = (0, 0);
-    // A bake takes some 115 ms here; the last steps, from 100 ms on, write the bundle.
-    for step in 0..rounds(60) {
-        let bake = start(&mut bake_command("echo", &place.join("out")));
-        let group = bake.id();
-        std::thread::sleep(std::time::Duration::from_micros(100_000 + step as u64 * 500));
-        rustix::process::kill_process_group(rustix::process::Pid::from_child(&bake), Signal::KILL).ok();
-        end_of(bake);
-        wait_until_gone(group);
-        if place.join("out").exists() {
-            finish(ember(["verify"]).arg(place.join("out"))).succeeds();
-            fs::remove_dir_all(place.join("out")).unwrap();
-            whole += 1;
-        } else {
-            absent += 1;
+    let gaps = gaps(&place);
+    let (mut whole, mut between) = (0, 0);
+    for (step, gap) in STEPS.into_iter().zip(gaps) {
+        // From the moment when the step is seen to the next one, by the clock of this machine.
+        for part in 0..u32::try_from(rounds(10)).unwrap() {
+            let bake = start(&mut bake_command("echo", &place.join("out")));
+            let group = bake.id();
+            await_step(&place, group, step);
+            std::thread::sleep(gap * part / 10);
+            rustix::process::kill_process_group(rustix::process::Pid::from_child(&bake), Signal::KILL).ok();
+            end_of(bake);
+            wait_until_gone(group);
+            if place.join("out").exists() {
+                finish(ember(["verify"]).arg(place.join("out"))).succeeds();
+                fs::remove_dir_all(place.join("out")).unwrap();
+                whole += 1;
+            } else {
+                assert_ne!(step, "out", "a bundle that had its name is gone");
+                let left = begun(&place, group);
+                assert!(left.iter().any(|name| name == step), "{step} was there: {left:?}");
+                between += 1;
+            }
         }
     }
-    assert!(whole + absent == rounds(60));
+    // The last step is the name; a kill after the first, long before the guest has run, falls behind it on no machine.
+    assert!(
+        whole >= rounds(10) && between > 0,
+        "{whole} whole, {between} between the first file and the name"
+    );
     finish(&mut bake_command("echo", &place.join("out"))).succeeds();
-    assert_eq!(place.names(), ["out"], "leftovers of {absent} dead bakes");
+    assert_eq!(place.names(), ["out"], "leftovers of {between} dead bakes");
 }
 
 #[test]
