@@ -14,8 +14,19 @@ use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
 use crate::{image, tree};
 
 /// Programs of the development machine that Ember or its tests call; their libraries come along.
-const PROGRAMS: [&str; 9] =
-    ["dash", "mke2fs", "debugfs", "e2fsck", "dumpe2fs", "resize2fs", "umoci", "skopeo", "curl"];
+const PROGRAMS: [&str; 10] = [
+    "dash",
+    "mke2fs",
+    "debugfs",
+    "e2fsck",
+    "dumpe2fs",
+    "resize2fs",
+    "umoci",
+    "skopeo",
+    "curl",
+    // busybox has one that drops no capabilities.
+    "setpriv",
+];
 
 /// What the payload is made of.
 #[derive(Debug)]
