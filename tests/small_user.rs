@@ -112,6 +112,17 @@ fn an_ordinary_user_s_clones_are_jailed_as_far_as_the_host_allows_and_the_level_
 }
 
 #[test]
+fn an_ordinary_user_who_may_not_bound_a_clone_is_told() {
+    let place = public();
+    permitted(&place, &BAKE).succeeds();
+    let ended = permitted(&place, &["run", "out", "--event-text", "hello", "--memory-max", "64MiB"]);
+    // One who runs the tests may have been given a control group.
+    if is_root() || ended.code() != 0 {
+        ended.fails(HOST_CANNOT, "Cannot bound the machine by");
+    }
+}
+
+#[test]
 fn no_permission_on_dev_kvm_is_told_with_what_to_do() {
     let place = public();
     let words = "No permission to open /dev/kvm; add the user to its group (`usermod -aG kvm USER`)";
