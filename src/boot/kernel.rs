@@ -44,7 +44,8 @@ const KERNEL_MAX: usize = 256 << 20;
 const MEMORY_FLOOR: u64 = 128 << 20;
 /// What a kernel needs besides its image and the initramfs before user space runs.
 const MEMORY_WORKING: u64 = 32 << 20;
-const MIB: u64 = 1 << 20;
+/// A minimum is told to be given: memory comes in steps of so many bytes.
+const MEMORY_STEP: u64 = 2 << 20;
 /// How every Linux kernel introduces itself.
 const BANNER: &[u8] = b"Linux version ";
 /// Longest release name that Linux can have (`struct utsname`).
@@ -122,7 +123,7 @@ impl Kernel {
     /// image where it lies, the initramfs packed and unpacked, and room to work; not less than 128 MiB.
     pub fn minimum_memory(&self, initramfs_len: u64) -> u64 {
         let need = self.end().saturating_add(initramfs_len.saturating_mul(2)).saturating_add(MEMORY_WORKING);
-        need.checked_next_multiple_of(MIB).unwrap_or(u64::MAX).max(MEMORY_FLOOR)
+        need.checked_next_multiple_of(MEMORY_STEP).unwrap_or(u64::MAX).max(MEMORY_FLOOR)
     }
 
     /// Lowest guest physical address it occupies.
@@ -245,7 +246,7 @@ mod tests {
     fn the_minimum_grows_with_kernel_and_initramfs() {
         let kernel = Kernel::from_bytes(vmlinux()).unwrap();
         assert_eq!(kernel.minimum_memory(0), 128 << 20);
-        assert_eq!(kernel.minimum_memory(100 << 20), (17 + 200 + 32) << 20);
+        assert_eq!(kernel.minimum_memory(100 << 20), (18 + 200 + 32) << 20);
         assert_eq!(kernel.minimum_memory(u64::MAX), u64::MAX);
     }
 
