@@ -8,8 +8,10 @@ mod linux;
 use std::fs::{self, File};
 use std::path::Path;
 
-use common::{Ended, GUEST_FAILED, Place, TIMEOUT, USAGE, ember, finish};
-use linux::{bake, busybox_root, kernel, modules, python_root, run, shell, with_root};
+use common::{BAD_BUNDLE, Ended, GUEST_FAILED, Place, TIMEOUT, USAGE, bundles, ember, finish};
+use linux::{agent, bake, busybox_root, kernel, modules, python_root, run, shell, with_root};
+use snapshot_format::manifest::names;
+use snapshot_format::working_set::{PageRange, WorkingSet};
 
 /// A bake of a shell with these arguments in front of its command; only the root and what `place` held are left.
 #[track_caller]
@@ -73,6 +75,31 @@ fn a_kernel_that_is_cut_off_is_refused() {
         file.set_len(fs::metadata(&cut).unwrap().len() * (part - 1) / part).unwrap();
         fails_to_bake(&place, &["--kernel", text(&cut)], &["/bin/sh"]).fails(USAGE, "cut off");
     }
+}
+
+#[test]
+fn less_memory_than_kernel_and_initramfs_take_is_refused_with_the_least_that_is_not() {
+    let place = Place::new();
+    // The initramfs holds the agent, and the guest holds both for a while. What is behind a program's end runs all the same.
+    let large = place.join("agent");
+    fs::copy(agent(), &large).unwrap();
+    File::options().write(true).open(&large).unwrap().set_len(60 << 20).unwrap();
+    let refused = fails_to_bake(&place, &["--agent", text(&large)], &["/bin/sh"]);
+    refused.fails(USAGE, " MiB of memory, the machine has 128 MiB");
+    let least = refused.errors.split("The kernel needs at least ").nth(1).unwrap();
+    let least: u32 = least.split(' ').next().unwrap().parse().unwrap();
+    assert!((160..400).contains(&least), "{refused:?}");
+    let with = |mib: u32| {
+        // How it goes on is another matter, so it need not go on for long.
+        let memory = format!("{mib}MiB");
+        let arguments = ["--agent", text(&large), "--memory", &memory, "--boot-timeout", "1s"];
+        let all = [&arguments[..], &["--ready-timeout", "1s", "--", "/bin/sh"]].concat();
+        bake(&place.join("b"), with_root(&place.join("root"), &all))
+    };
+    with(least - 2).fails(USAGE, &format!("The kernel needs at least {least} MiB of memory"));
+    let enough = with(least);
+    enough.is_sane();
+    assert!(enough.code() != USAGE && !enough.errors.contains("The kernel needs"), "{enough:?}");
 }
 
 #[test]
@@ -214,21 +241,75 @@ fn an_event_for_another_interface_is_refused() {
     finish(ember(["run", "--path", "/"]).arg(shell())).fails(USAGE, "belong to the http interface");
 }
 
-#[test]
-fn a_flip_in_memory_or_root_never_harms_ember() {
-    let place = Place::new();
-    let good = shell();
-    let copy = common::bundles::copy(&good, &place.join("b"));
-    let mut seeded = common::Seeded(2024);
-    for file in ["memory", "root.img"] {
-        let path = copy.join(file);
-        for _ in 0..4 {
-            let bit = seeded.below(common::bundles::bits(&path));
-            common::bundles::flip(&path, bit);
-            let mut command = linux::run_command(&copy, "echo fine");
-            finish(command.args(["--timeout", "20s"])).is_sane();
-            common::bundles::flip(&path, bit);
+/// Pages of a file that are not all zero: the rest is holes, and what flips there is read by nobody.
+fn content(file: &Path) -> Vec<usize> {
+    let bytes = fs::read(file).unwrap();
+    let pages = bytes.chunks(4096).enumerate();
+    pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0)).map(|(number, _)| number).collect()
+}
+
+/// Those among `pages` that the recorded answer has read or written, up to its first byte.
+fn recorded(bundle: &Path, pages: &[usize]) -> Vec<usize> {
+    let set = WorkingSet::decode(&fs::read(bundle.join(names::WORKING_SET)).unwrap()).unwrap();
+    let ranges: Vec<_> = set.read.iter().chain(&set.write).map(PageRange::bytes).collect();
+    let is_used = |page: &&usize| ranges.iter().any(|range| range.contains(&(**page as u64 * 4096)));
+    pages.iter().filter(is_used).copied().collect()
+}
+
+/// Runs the function. However the guest is spoilt, it answers, fails, or comes to its limit of time; Ember does not fail itself.
+#[track_caller]
+fn is_harmless(bundle: &Path, what: &str) {
+    let mut command = linux::run_command(bundle, "echo fine");
+    let ended = finish(command.args(["--timeout", "10s", "--json"]));
+    // A panic anywhere is a signal, or `internal`. The word itself may be the guest's last one.
+    let (code, told) = (ended.code(), ended.json());
+    match told["error"]["kind"].as_str() {
+        None => assert_eq!(told["exit_code"].as_i64().unwrap() & 0xff, i64::from(code), "{what}: {ended:?}"),
+        Some(kind) => {
+            let of_the_guest = ["guest_failed", "timeout", "not_unique", "bad_bundle"];
+            assert!(of_the_guest.contains(&kind), "{what}: {ended:?}");
         }
     }
-    run(&copy, "echo fine").answers("fine\n");
+}
+
+/// Which flip an unchecked guest notices depends on what it happens to read, and on whether that changes anything: nothing is
+/// asserted of that. Where bytes are checked, every flip must be found.
+#[test]
+fn a_flip_in_memory_or_root_never_harms_ember() {
+    const NOT_MATCHING: &str = "The memory does not match its index at offset 0x";
+    let place = Place::new();
+    let bundle = bundles::copy(&shell(), &place.join("b"));
+    let mut seeded = common::Seeded(2024);
+    let mut flip = |file: &Path, pages: &[usize]| {
+        let bit = pages[seeded.below(pages.len())] * 4096 * 8 + seeded.below(4096 * 8);
+        bundles::flip(file, bit);
+        bit
+    };
+    let memory = bundle.join(names::MEMORY);
+    let content_of_memory = content(&memory);
+    let used = recorded(&bundle, &content_of_memory);
+    assert!(used.len() > 100, "{} pages were recorded", used.len());
+    for round in 0..6 {
+        let is_used = round % 3 != 0;
+        let bit = flip(&memory, if is_used { &used } else { &content_of_memory });
+        is_harmless(&bundle, &format!("bit {bit} of memory"));
+        if is_used {
+            // It is brought in, and checked on the way, before the guest runs.
+            finish(linux::run_command(&bundle, "echo fine").args(["--verify", "touched"]))
+                .fails(BAD_BUNDLE, NOT_MATCHING);
+        }
+        bundles::flip(&memory, bit);
+    }
+    let root = bundle.join(names::ROOT);
+    let content_of_root = content(&root);
+    for _ in 0..4 {
+        let bit = flip(&root, &content_of_root);
+        is_harmless(&bundle, &format!("bit {bit} of the root"));
+        bundles::flip(&root, bit);
+    }
+    let bit = flip(&root, &content_of_root);
+    finish(ember(["verify"]).arg(&bundle)).fails(BAD_BUNDLE, names::ROOT);
+    bundles::flip(&root, bit);
+    linux::verified(&bundle);
+    run(&bundle, "echo fine").answers("fine\n");
 }
