@@ -121,10 +121,8 @@ impl Frame {
         if len > CONTENT_MAX {
             return Err(FrameError::TooLong { len });
         }
-        let mut content = vec![0; len];
-        from.read_exact(&mut content)?;
         let [kind] = kind;
-        Frame::decode(kind, content).map(Some)
+        Frame::decode(kind, read_announced(from, len)?).map(Some)
     }
 
     /// The first frame of `bytes` and its length; `None` while it has not come whole.
@@ -184,6 +182,18 @@ impl Frame {
     pub fn write(&self, to: &mut impl Write) -> io::Result<()> {
         to.write_all(&self.to_bytes())
     }
+}
+
+/// Reads as many bytes as were announced. Memory is taken for what has come, and for as much again: an announcement costs nothing.
+pub(super) fn read_announced(from: &mut impl Read, len: usize) -> io::Result<Vec<u8>> {
+    const FIRST: usize = 64 << 10;
+    let mut bytes = Vec::new();
+    while bytes.len() < len {
+        let at = bytes.len();
+        bytes.resize(len.min((at * 2).max(FIRST)), 0);
+        from.read_exact(bytes.get_mut(at..).unwrap_or_default())?;
+    }
+    Ok(bytes)
 }
 
 fn pieces(kind: u8, bytes: &[u8]) -> Vec<u8> {

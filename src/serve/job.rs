@@ -12,6 +12,7 @@ use rustix::net::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::frame::read_announced;
 use crate::function::MACHINE_ID_LEN;
 use crate::vm::Request;
 
@@ -136,10 +137,7 @@ pub(super) fn parts(bytes: &mut impl Read, files: Vec<File>) -> io::Result<Recei
     let mut head = [0; HEAD_LEN];
     bytes.read_exact(&mut head)?;
     let [text, manifest, body] = lengths(&head).ok_or(io::ErrorKind::FileTooLarge)?;
-    let mut part = |len| {
-        let mut part = vec![0; len];
-        bytes.read_exact(&mut part).map(|()| part)
-    };
+    let mut part = |len| read_announced(bytes, len);
     let (text, manifest, body) = (part(text)?, part(manifest)?, part(body)?);
     let job = serde_json::from_slice(&text).map_err(io::Error::other)?;
     Ok(Received { job, manifest, body, files })
