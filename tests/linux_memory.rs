@@ -89,7 +89,7 @@ fn has_memory_on_both_sides(name: &str, mib: u64) {
     holds_little_more_than_was_in_use(&bundle);
 }
 
-/// The promise of docs/snapshot-format.md: allocated bytes of the memory file against what was in use just before the freeze.
+/// The promise of docs/performance.md: allocated bytes of the memory file against what was in use just before the freeze.
 #[track_caller]
 fn holds_little_more_than_was_in_use(bundle: &Path) {
     let told = baked(bundle);
