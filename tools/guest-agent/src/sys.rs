@@ -83,6 +83,18 @@ pub fn loopback_up(socket: impl AsFd) -> io::Result<()> {
         .map(drop)
 }
 
+/// Has the scheduler run this process before every other as soon as it can run (sched(7), SCHED_FIFO); not the processes that it
+/// starts.
+pub fn run_first() -> io::Result<()> {
+    const LOWEST: libc::c_int = 1;
+    // SAFETY: a plain structure of integers, for which all zeroes is a value.
+    let mut parameters: libc::sched_param = unsafe { mem::zeroed() };
+    parameters.sched_priority = LOWEST;
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: `parameters` is an initialised sched_param.
+    check(unsafe { libc::sched_setscheduler(0, policy, ptr::from_ref(&parameters)) }).map(drop)
+}
+
 /// Blocks SIGCHLD and returns a descriptor that is readable when a child has ended.
 pub fn child_signals() -> io::Result<OwnedFd> {
     // SAFETY: sigset_t is an array of integers.
