@@ -1,7 +1,7 @@
 //! Jobs on the emulated host: what goes in, what comes out, and what counts as a failure of the host itself.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -108,14 +108,34 @@ pub struct RigHost {
     initramfs: PathBuf,
     payload: PathBuf,
     environment: Environment,
+    /// Until this is dropped no other command of this checkout runs jobs.
+    _alone: File,
+}
+
+/// Keeps a second command in the same checkout waiting until this one is done: it would put another payload in the place of this one's.
+fn alone(workspace: &Workspace) -> Result<File> {
+    let path = workspace.target("rig/lock");
+    let context = || format!("Cannot lock {}", path.display());
+    let file = File::create(&path).with_context(context)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            say("Another command uses the emulated host of this checkout: this one waits for its end");
+            file.lock().with_context(context)?;
+        }
+        Err(TryLockError::Error(error)) => return Err(error).with_context(context),
+    }
+    Ok(file)
 }
 
 impl RigHost {
     /// Packs initramfs and payload.
     pub fn prepare(workspace: &Workspace, contents: &Contents) -> Result<Self> {
         make_dir(&workspace.target("rig/runs"))?;
+        let alone = alone(workspace)?;
         let lock = setup::lock(workspace)?;
         let host = Self {
+            _alone: alone,
             runs: workspace.target("rig/runs"),
             kernel: contents.guest.kernel.clone(),
             initramfs: initramfs::prepare(workspace, &contents.guest)?,
