@@ -26,8 +26,9 @@ use serde_json::Value;
 
 /// The most by which a wall clock may differ here. A busy machine can stop the emulated host between any two instructions.
 const WALL_CLOCK_BOUND: i128 = 1_000_000_000;
-/// The most seconds between two readings of a process that does nothing else, and yields to all others.
-const STEP_BOUND: f64 = 10.0;
+/// More seconds than pass between two readings of a process that does nothing else, and yields to all others; far less than a bundle
+/// lies on the disk.
+const STEP_BOUND: f64 = 3600.0;
 const WEEK: i64 = 7 * 24 * 3600;
 
 /// Before the freeze: looks for lockups, which the command line says not to, lets a process look at the clock all the time, also
