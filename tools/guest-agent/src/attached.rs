@@ -48,6 +48,8 @@ impl Guest for Bystander {
     fn memory(&self) -> MemoryCount {
         MemoryCount { total: 256 << 20, free: 128 << 20 }
     }
+
+    fn goes_first(&mut self, _first: bool) {}
 }
 
 /// Runs a session over standard input until it stops.

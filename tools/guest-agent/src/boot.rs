@@ -93,11 +93,7 @@ fn prepare() -> Result<(), BootError> {
     root::mount_at("proc", "/proc", MountFlags::empty(), c"")?;
     root::mount_at("sysfs", "/sys", MountFlags::empty(), c"")?;
     root::mount_at("devtmpfs", "/dev", MountFlags::empty(), c"mode=0755")?;
-    load_modules()?;
-    // A clone has to become unique and be on time before a busy function goes on, and an answer to leave before its process has ended.
-    // A kernel that cannot makes both later.
-    sys::run_first().unwrap_or_default();
-    Ok(())
+    load_modules()
 }
 
 /// Loads the modules of the initramfs in the order of their names, and frees the memory that holds their files.
@@ -211,6 +207,10 @@ impl Guest for Machine {
 
     fn memory(&self) -> MemoryCount {
         freeze::memory()
+    }
+
+    fn goes_first(&mut self, first: bool) {
+        sys::run_first(first).unwrap_or_default();
     }
 }
 

@@ -131,4 +131,7 @@ pub trait Guest {
 
     /// Memory as it is.
     fn memory(&self) -> MemoryCount;
+
+    /// Has the scheduler run this process before every other of the guest, or like any. A kernel that cannot makes answers later.
+    fn goes_first(&mut self, first: bool);
 }

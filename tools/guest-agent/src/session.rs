@@ -92,10 +92,12 @@ fn serve(io: &mut Io, guest: &mut dyn Guest, contract: &Contract) -> Result<Neve
                 runner.after_event(io)?;
             }
             Order::Settle => {
+                guest.goes_first(false);
                 guest.settle().map_err(|text| Stop::failed(Cause::Guest, text))?;
                 io.say(&ToHost::Settled)?;
             }
             Order::Freeze => {
+                guest.goes_first(false);
                 runner.before_freeze(io, deadline())?;
                 let hooks = Hooks::find(Path::new(guest.hooks_dir()))?;
                 guest.zero_free_memory().map_err(|text| Stop::failed(Cause::Guest, text))?;
@@ -140,6 +142,9 @@ fn next_order(io: &mut Io, runner: &mut dyn Runner) -> Result<Order, Stop> {
 /// Is frozen within: the clones go on from the read that waits for the restore message. Nothing else is accepted there, so
 /// that a clone which was told nothing does nothing.
 fn freeze(io: &mut Io, guest: &mut dyn Guest, runner: &mut dyn Runner, mut hooks: Hooks) -> Result<(), Stop> {
+    // A clone has to become unique and be on time before a busy function goes on, and an answer to leave before its process has ended.
+    // What takes long, of which the kernel complains of one that goes first, is behind it, or ahead of the next freeze.
+    guest.goes_first(true);
     let memory = guest.memory();
     io.say(&ToHost::Frozen { mem_total: memory.total, mem_free: memory.free })?;
     io.flush()?;

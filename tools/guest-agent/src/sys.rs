@@ -83,14 +83,18 @@ pub fn loopback_up(socket: impl AsFd) -> io::Result<()> {
         .map(drop)
 }
 
-/// Has the scheduler run this process before every other as soon as it can run (sched(7), SCHED_FIFO); not the processes that it
-/// starts.
-pub fn run_first() -> io::Result<()> {
+/// Has the scheduler run this process before every other as soon as it can run (sched(7), SCHED_FIFO), or like any other. The
+/// processes that it starts are like any other.
+pub fn run_first(first: bool) -> io::Result<()> {
     const LOWEST: libc::c_int = 1;
     // SAFETY: a plain structure of integers, for which all zeroes is a value.
     let mut parameters: libc::sched_param = unsafe { mem::zeroed() };
-    parameters.sched_priority = LOWEST;
-    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    let policy = if first {
+        parameters.sched_priority = LOWEST;
+        libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK
+    } else {
+        libc::SCHED_OTHER
+    };
     // SAFETY: `parameters` is an initialised sched_param.
     check(unsafe { libc::sched_setscheduler(0, policy, ptr::from_ref(&parameters)) }).map(drop)
 }
