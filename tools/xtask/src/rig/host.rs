@@ -20,10 +20,12 @@ use crate::progress::say;
 use crate::setup;
 use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
 
-/// How often a job with the exact clock is tried.
-const TRIES: u32 = 4;
-/// Longest time in which such a job prints nothing, wall clock: a bake takes half a minute on a quiet machine.
+/// How often a job is tried whose host stands still.
+pub const TRIES: u32 = 4;
+/// Longest time in which a job with the exact clock prints nothing, wall clock: a bake takes half a minute on a quiet machine.
 const SILENCE: Duration = Duration::from_secs(240);
+/// The same by the wall clock, where the host says every five seconds that it goes on.
+const NO_BEAT: Duration = Duration::from_secs(180);
 /// Wall-clock time for starting and stopping, on top of the job's own limit.
 const START_AND_STOP: Duration = Duration::from_secs(90);
 
@@ -150,7 +152,22 @@ impl RigHost {
     ///
     /// An error means that the host failed, not the job: an oops, a panic, a lockup, or no end within its time.
     pub fn run(&self, job: &Job, sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>) -> Result<i32> {
-        self.run_within(job, None, sink).map_err(|failed| failed.error)
+        self.run_once(job, sink)?.ok_or_else(|| anyhow!("The emulated host stood still"))
+    }
+
+    /// As [`run`](Self::run); `None` when the host stood still, which is said. With the exact clock that is not looked for.
+    pub fn run_once(
+        &self,
+        job: &Job,
+        sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>,
+    ) -> Result<Option<i32>> {
+        match self.run_within(job, (!job.icount).then_some(NO_BEAT), sink) {
+            Err(Failed { error, stood_still: true }) => {
+                say(&format!("{error:#}"));
+                Ok(None)
+            }
+            ended => ended.map(Some).map_err(|failed| failed.error),
+        }
     }
 
     fn run_within(
@@ -179,12 +196,12 @@ impl RigHost {
         Ok(code)
     }
 
-    /// As [`run`](Self::run), for a job that may be begun anew. With its exact clock the emulated host stands still now and then while
-    /// a guest boots (docs/rig.md): a fault of the emulator, which nothing that gets to its end can have met. Whatever else fails is
-    /// told at once: tried again, a fault that comes now and then would be hidden.
+    /// As [`run`](Self::run), for a job that may be begun anew. The emulated host stands still now and then (docs/rig.md): a fault of
+    /// the emulator, which nothing that gets to its end can have met. Whatever else fails is told at once: tried again, a fault that
+    /// comes now and then would be hidden.
     pub fn run_again(&self, job: &Job, sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>) -> Result<i32> {
-        let (tries, silence) = if job.icount { (TRIES, Some(SILENCE)) } else { (1, None) };
-        again(tries, &job.name, || self.run_within(job, silence, sink))
+        let silence = if job.icount { SILENCE } else { NO_BEAT };
+        again(TRIES, &job.name, || self.run_within(job, Some(silence), sink))
     }
 
     /// Removes what a job has left, console and output included.
@@ -230,6 +247,9 @@ impl RigHost {
         write(&tree.join("run"), &job.script)?;
         write(&tree.join("environment"), self.variables(job))?;
         write(&tree.join("limit"), job.limit.as_secs().to_string())?;
+        if !job.icount {
+            write(&tree.join("beats"), "")?;
+        }
         for (name, content) in &job.files {
             write(&tree.join(name), content)?;
         }

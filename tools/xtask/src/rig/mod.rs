@@ -22,7 +22,7 @@ use crate::process::quote;
 use crate::setup;
 use crate::workspace::Workspace;
 
-pub use host::{Cache, Job, RigHost};
+pub use host::{Cache, Job, RigHost, TRIES};
 pub use payload::{Contents, content_key};
 pub use qemu::{DEFAULT_CPU, Stream};
 

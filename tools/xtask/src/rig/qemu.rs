@@ -48,7 +48,7 @@ pub struct Machine {
     pub icount: bool,
     /// It is killed when it is not off by then.
     pub limit: Duration,
-    /// It is killed when its job prints nothing for so long.
+    /// It is killed when neither its job nor its scripts print anything for so long.
     pub silence: Option<Duration>,
     /// Console, output and status are kept here.
     pub dir: PathBuf,
@@ -58,7 +58,7 @@ pub struct Machine {
 #[derive(Debug)]
 pub struct Remains {
     pub status: ExitStatus,
-    /// Whether it was killed because its job printed nothing.
+    /// Whether it was killed because nothing was printed.
     pub silent: bool,
     /// Its serial console.
     pub console: String,
@@ -82,6 +82,7 @@ impl Machine {
             (Stream::Output, Tail::open(&self.port("output"))?),
             (Stream::Errors, Tail::open(&self.port("errors"))?),
         ];
+        let mut beats = Tail::open(&self.port("status"))?;
         let mut child = Running(self.start()?);
         let (mut heard, mut silent) = (Instant::now(), false);
         let status = loop {
@@ -93,6 +94,10 @@ impl Machine {
                     sink(*stream, bytes)
                 })?;
             }
+            beats.pass_on(|_| {
+                heard = Instant::now();
+                Ok(())
+            })?;
             if ended.is_none() && self.silence.is_some_and(|most| heard.elapsed() >= most) {
                 silent = true;
                 child.0.kill().context("Cannot end QEMU")?;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use super::cases::{Case, Outcome};
 use super::groups::{Group, OTHER_CPU};
 use super::report::Report;
-use crate::rig::{Cache, Job, RigHost};
+use crate::rig::{Cache, Job, RigHost, TRIES};
 use crate::workspace::make_dir;
 
 const RUN_CASES: &str = include_str!("../../rig/run-cases");
@@ -124,23 +124,34 @@ impl GroupRun<'_> {
     }
 
     fn run_on(&self, cpu: &str, cases: &[Case], cache: &Cache, report: &Report) {
-        if cases.is_empty() {
-            return;
+        let mut left = cases;
+        let mut tries = TRIES;
+        while !left.is_empty() {
+            tries -= 1;
+            left = left.get(self.try_on(cpu, left, cache, report, tries == 0)..).unwrap_or_default();
         }
+    }
+
+    /// Runs cases until the host ends or stands still; tells how many of them have an outcome. In the `last` try all have.
+    fn try_on(&self, cpu: &str, cases: &[Case], cache: &Cache, report: &Report, last: bool) -> usize {
         let place = format!("rig {}", self.group.name);
         let token = format!("@@{}-{}", std::process::id(), self.group.name);
         let mut transcript = Transcript::new(cases, &token, &place, report);
         report.say(&format!("    {place}: booting the emulated host for {} cases", cases.len()));
-        let result = self.host.run(&self.job(&token, cpu, cases, cache), &mut |_, bytes| {
+        let result = self.host.run_once(&self.job(&token, cpu, cases, cache), &mut |_, bytes| {
             transcript.feed(bytes);
             Ok(())
         });
         let reason = match result {
-            Ok(0) => None,
-            Ok(code) => Some(format!("The script that runs the cases ended with {code}")),
+            Ok(Some(0)) => None,
+            Ok(Some(code)) => Some(format!("The script that runs the cases ended with {code}")),
+            // What it stood still in, and what it did not come to, is run in another one.
+            Ok(None) if !last && transcript.ended < cases.len() => return transcript.ended,
+            Ok(None) => Some("The emulated host stood still".to_owned()),
             Err(error) => Some(format!("{error:#}")),
         };
         transcript.finish(reason);
+        cases.len()
     }
 
     fn job(&self, token: &str, cpu: &str, cases: &[Case], cache: &Cache) -> Job {
