@@ -295,7 +295,7 @@ impl Run<'_> {
             lived.exit_code = vm::invoke(drive, self.event, Some(begin + self.limit), sink, timeline)?;
             lived.events.push(begin.elapsed());
         }
-        lived.block_requests = drive.machine().devices().block_requests();
+        lived.block_requests = drive.machine().block_requests();
         Ok(lived)
     }
 }

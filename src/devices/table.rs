@@ -212,10 +212,17 @@ impl DeviceTable {
             // EAGAIN: somebody has served the device since.
             bell.event.read().ok();
         }
-        match self.doorbell_seats.get(doorbell).and_then(|seat| self.seats.get(*seat)) {
-            Some(seat) => seat.serve(false),
-            None => Ok(()),
-        }
+        self.seat_of(token).map_or(Ok(()), |seat| seat.serve(false))
+    }
+
+    /// Whether [`handle_event`](Self::handle_event) brings what the guest says on the control stream.
+    pub fn is_of_control(&self, token: EventToken) -> bool {
+        let Control::Vsock(stream) = &self.control else { return false };
+        self.seat_of(token).is_some_and(|seat| seat.line.gsi() == stream.line.gsi())
+    }
+
+    fn seat_of(&self, token: EventToken) -> Option<&Seat> {
+        self.seats.get(*self.doorbell_seats.get(token.doorbell)?)
     }
 
     /// Limits the rate of each drive from now on.

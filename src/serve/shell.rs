@@ -192,7 +192,7 @@ fn done(exit_code: i32, sent_ns: u64, drive: &mut Drive<'_>, timeline: &Timeline
     let until = |mark| timeline.until(mark).map(|took| way + us(took));
     Done {
         exit_code,
-        block_requests: drive.machine().devices().block_requests(),
+        block_requests: drive.machine().block_requests(),
         phases: std::iter::once(("job".to_owned(), way)).chain(own).collect(),
         start_ns: sent_ns,
         restore_us: until(vm::FIRST_INSTRUCTION),

@@ -182,6 +182,8 @@ pub struct Machine {
     epoll: Epoll,
     sources: Vec<EventToken>,
     prefetched: Done,
+    /// What the drives had been asked when the guest last said something through a queue; none where it says nothing so.
+    requests_when_heard: Option<u64>,
 }
 
 impl Machine {
@@ -215,6 +217,7 @@ impl Machine {
             epoll,
             sources,
             prefetched,
+            requests_when_heard: None,
         })
     }
 
@@ -329,6 +332,9 @@ impl Machine {
             Token::Source(index) => {
                 if let Some(source) = self.sources.get(index as usize) {
                     self.devices.handle_event(*source)?;
+                    if self.devices.is_of_control(*source) {
+                        self.requests_when_heard = Some(self.devices.block_requests());
+                    }
                 }
                 if !wakes.contains(&Wake::Devices) {
                     wakes.push(Wake::Devices);
@@ -354,6 +360,11 @@ impl Machine {
     /// Limits the rate of each drive from now on.
     pub fn limit_drives(&mut self, rate: BlockRate) {
         self.devices.limit_drives(rate);
+    }
+
+    /// What the guest had asked of its drives when it last said something; what it does after the end of an answer is not in it.
+    pub fn block_requests(&self) -> u64 {
+        self.requests_when_heard.unwrap_or_else(|| self.devices.block_requests())
     }
 
     /// The devices, for counters.
