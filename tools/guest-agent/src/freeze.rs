@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use rustix::process::{WaitOptions, setpriority_process, waitpid};
@@ -29,7 +30,10 @@ const FIRST: i32 = -20;
 const REST: Duration = Duration::from_secs(1);
 
 /// Reserves that keep free memory out of reach, and values that let it be had while the guest stands at its warm point.
-const RESERVES: [(&str, &str); 3] = [
+const RESERVES: [(&str, &str); 4] = [
+    // Whoever takes the last memory takes it from blocks of another kind, at which the kernel drops caches in the background to have
+    // blocks left (admin-guide/sysctl/vm.rst, watermark_boost_factor): what the last warm-up has read would be gone.
+    ("/proc/sys/vm/watermark_boost_factor", "0"),
     ("/proc/sys/vm/watermark_scale_factor", "1"),
     ("/proc/sys/vm/min_free_kbytes", "256"),
     // Without it the lowest zones cannot be emptied at all.
@@ -74,8 +78,11 @@ impl Reserves {
     fn lower() -> io::Result<Self> {
         let mut before = Vec::new();
         for (setting, value) in RESERVES {
-            before.push((setting, fs::read_to_string(setting)?));
-            fs::write(setting, value)?;
+            // Linux before 5.0 has not all of them.
+            if Path::new(setting).exists() {
+                before.push((setting, fs::read_to_string(setting)?));
+                fs::write(setting, value)?;
+            }
         }
         Ok(Reserves(before))
     }
