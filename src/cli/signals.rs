@@ -57,10 +57,16 @@ pub fn watch() -> Result<(), Failure> {
 /// It cannot be begun.
 pub fn spawn(command: &mut Command) -> io::Result<Child> {
     let mut unfinished = unfinished();
-    let child = command.spawn()?;
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    let handle = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty())).transpose()?;
-    *unfinished = handle.map(Unfinished::Process);
+    let mut child = command.spawn()?;
+    match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+        Ok(handle) => *unfinished = Some(Unfinished::Process(handle)),
+        Err(error) => {
+            // Nobody could tell it to end.
+            child.kill()?;
+            child.wait()?;
+            return Err(error.into());
+        }
+    }
     Ok(child)
 }
 
