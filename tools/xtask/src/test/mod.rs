@@ -3,6 +3,7 @@
 mod cases;
 mod groups;
 mod native;
+mod queue;
 mod report;
 mod rigged;
 mod tally;
@@ -22,6 +23,7 @@ use crate::workspace::Workspace;
 use cases::Case;
 use groups::{GROUPS, Group, Place};
 use native::Native;
+use queue::Work;
 use report::Report;
 use rigged::{Caches, GroupRun};
 
@@ -90,11 +92,13 @@ fn run_black_box(
     let cases = list_cases(&contents, arguments, report)?;
     let kvm = if arguments.rig { Kvm::Unusable } else { Kvm::of_this_machine() };
     let key = content_key(workspace, &contents)?;
-    let native: Vec<Case> = cases.iter().filter(|case| runs_natively(case.group, kvm)).cloned().collect();
-    Native::prepare(workspace, &contents, &key)?.run(&native, arguments.full, report)?;
-
+    let native = Native::prepare(workspace, &contents, &key)?;
+    let (long, short): (Vec<Case>, Vec<Case>) =
+        cases.iter().filter(|case| runs_natively(case.group, kvm)).cloned().partition(Case::is_long);
+    native.run(&short, arguments.full, report)?;
+    let run_long = || native.run(&long, arguments.full, report);
     if !cases.iter().any(|case| runs_in_rig(case.group, kvm)) {
-        return Ok(());
+        return run_long();
     }
     if !kvm.runs_linux() {
         say(&format!("Linux guests run in an emulated host, because {}", kvm.reason()));
@@ -107,7 +111,10 @@ fn run_black_box(
     };
     let has_cases = |group: &Group| cases.iter().any(|case| case.group.name == group.name);
     let groups = GROUPS.iter().filter(|group| runs_in_rig(group, kvm) && has_cases(group));
-    rigged::run_all(groups.map(run_of).collect(), workers(), report)
+    // The long ones need one processor for an hour, which the others would wait for.
+    let mut work: Vec<Work> = vec![Box::new(run_long)];
+    work.extend(groups.map(run_of).map(|run| Box::new(move || run.run(report)) as Work));
+    queue::work_off(work, workers())
 }
 
 /// The cases that were asked for; those that are not run are reported.

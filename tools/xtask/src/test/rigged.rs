@@ -1,14 +1,11 @@
 //! Black-box cases in the emulated host: one boot for a group, one process with its own limit for a case.
 
-use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::fs::{File, TryLockError};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::cases::{Case, Outcome};
 use super::groups::{Group, OTHER_CPU};
@@ -95,26 +92,12 @@ struct Taken {
     _lock: File,
 }
 
-/// Runs the groups, as many at once as there are workers.
-pub fn run_all(runs: Vec<GroupRun>, workers: usize, report: &Report) -> Result<()> {
-    let queue = Mutex::new(VecDeque::from(runs));
-    let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-    thread::scope(|scope| {
-        let work = || -> Result<()> {
-            while let Some(run) = next() {
-                run.run(report)?;
-            }
-            Ok(())
-        };
-        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().try_for_each(|thread| {
-            thread.join().unwrap_or_else(|_| bail!("A thread that runs tests has panicked"))
-        })
-    })
-}
-
 impl GroupRun<'_> {
-    fn run(&self, report: &Report) -> Result<()> {
+    /// Runs all cases of the group.
+    ///
+    /// # Errors
+    /// Where no cache can be had. What goes wrong in the emulated host is in the report.
+    pub fn run(&self, report: &Report) -> Result<()> {
         let taken = self.caches.take(self.group)?;
         let (other, usual): (Vec<Case>, Vec<Case>) =
             self.cases.iter().cloned().partition(|case| case.name.starts_with(OTHER_CPU));
