@@ -62,6 +62,13 @@ fn a_resident_process_was_there_before_the_freeze() {
 }
 
 #[test]
+fn the_agent_goes_before_a_function_that_keeps_its_cpu_busy() {
+    // proc(5): field 41 is the scheduling policy, 1 is SCHED_FIFO.
+    let ended = run(&shell(), "cut -d ' ' -f 41 /proc/1/stat; cut -d ' ' -f 41 /proc/$$/stat");
+    ended.answers("1\n0\n");
+}
+
+#[test]
 fn values_given_to_run_reach_the_command() {
     let place = Place::new();
     let cases = [
