@@ -15,6 +15,8 @@ use super::{Expected, GuestMemory, layout};
 
 /// Most ranges that are mapped one by one: each costs a call. A hint that is longer than this is no help.
 const CALLS_MAX: usize = 4096;
+/// Most bytes that are mapped one by one, for the same reason: what is not in the page cache is waited for.
+const MAPPED_MAX: u64 = 64 << 20;
 
 /// Who can map pages for the guest.
 pub trait GuestTables {
@@ -42,7 +44,9 @@ pub fn map_ahead(
     let mut pages = 0;
     let is_huge = |first| pagemap.is_some_and(|file| is_huge(file, &places, first));
     for range in wanted(expected, is_huge).iter().take(CALLS_MAX) {
-        if tables.map(guest_range(range)).is_err() {
+        let left = MAPPED_MAX - pages * 4096;
+        let range = range.start..range.end.min(range.start.saturating_add(left));
+        if range.is_empty() || tables.map(guest_range(&range)).is_err() {
             break;
         }
         pages += (range.end - range.start) / 4096;
@@ -211,6 +215,18 @@ mod tests {
             self.calls.borrow_mut().push(range);
             Ok(())
         }
+    }
+
+    #[test]
+    fn no_more_is_mapped_than_a_start_has_time_for() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(256 << 20).unwrap();
+        let memory = copy_on_write(&file, 256 << 20, &[]).unwrap();
+        let set = expected(&[0..4096, 8192..200 << 20, 220 << 20..221 << 20], &[]);
+        let tables = Tables { calls: RefCell::default(), most: usize::MAX };
+        assert_eq!(map_ahead(&tables, &memory, &set, None), MAPPED_MAX / 4096);
+        let asked: u64 = tables.calls.borrow().iter().skip(1).map(|range| range.end - range.start).sum();
+        assert_eq!(asked, MAPPED_MAX);
     }
 
     #[test]

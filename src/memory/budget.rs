@@ -11,26 +11,47 @@ pub fn fillable(left: u64) -> u64 {
 }
 
 /// Bytes that may be filled ahead of need; `None` without a limit. To be asked while /proc is there.
+///
+/// The limits of every group above this process's hold for it too.
 pub fn free_bytes() -> Option<u64> {
     let groups = std::fs::read_to_string("/proc/self/cgroup").ok()?;
-    let files = groups.lines().filter_map(files);
-    files.filter_map(|(limit, used)| Some(fillable(number(&limit)?.saturating_sub(number(&used)?)))).min()
+    let below = groups.lines().filter_map(|line| Hierarchy::of(line).and_then(|all| all.left()));
+    below.min().map(fillable)
 }
 
-/// The files of a line of /proc/self/cgroup (cgroups(7)) that hold limit and use.
-fn files(line: &str) -> Option<(PathBuf, PathBuf)> {
-    let mut parts = line.splitn(3, ':').skip(1);
-    let (controllers, path) = (parts.next()?, parts.next()?);
-    let path = path.trim_start_matches('/');
-    if controllers.is_empty() {
-        let group = Path::new("/sys/fs/cgroup").join(path);
-        return Some((group.join("memory.max"), group.join("memory.current")));
+/// The groups with limits of memory that a process is in, by a line of /proc/self/cgroup (cgroups(7)).
+#[derive(Debug, PartialEq, Eq)]
+struct Hierarchy {
+    root: &'static Path,
+    group: PathBuf,
+    /// Names of the files that hold limit and use.
+    files: [&'static str; 2],
+}
+
+impl Hierarchy {
+    fn of(line: &str) -> Option<Self> {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let (root, files) = match controllers {
+            "" => ("/sys/fs/cgroup", ["memory.max", "memory.current"]),
+            list if list.split(',').any(|name| name == "memory") => {
+                ("/sys/fs/cgroup/memory", ["memory.limit_in_bytes", "memory.usage_in_bytes"])
+            }
+            _ => return None,
+        };
+        let root = Path::new(root);
+        Some(Hierarchy { root, group: root.join(path.trim_start_matches('/')), files })
     }
-    if controllers.split(',').any(|name| name == "memory") {
-        let group = Path::new("/sys/fs/cgroup/memory").join(path);
-        return Some((group.join("memory.limit_in_bytes"), group.join("memory.usage_in_bytes")));
+
+    /// What the narrowest of the groups leaves, bytes. Groups that are not seen here (a container's host has them) are passed over.
+    fn left(&self) -> Option<u64> {
+        let groups = self.group.ancestors().take_while(|group| group.starts_with(self.root));
+        let left = groups.filter_map(|group| {
+            let [limit, used] = self.files.map(|file| number(&group.join(file)));
+            Some(limit?.saturating_sub(used?))
+        });
+        left.min()
     }
-    None
 }
 
 /// `max`, a file that is not there and anything else that is no number are no limit.
@@ -44,12 +65,33 @@ mod tests {
 
     #[test]
     fn both_versions_of_control_groups_are_found() {
-        let (limit, used) = files("0::/a/b").unwrap();
-        assert_eq!(limit, Path::new("/sys/fs/cgroup/a/b/memory.max"));
-        assert_eq!(used, Path::new("/sys/fs/cgroup/a/b/memory.current"));
-        let (limit, _) = files("5:cpu,memory:/a").unwrap();
-        assert_eq!(limit, Path::new("/sys/fs/cgroup/memory/a/memory.limit_in_bytes"));
-        assert_eq!(files("4:cpu:/a"), None);
-        assert_eq!(files("nonsense"), None);
+        let two = Hierarchy::of("0::/a/b").unwrap();
+        assert_eq!((two.group.as_path(), two.files[0]), (Path::new("/sys/fs/cgroup/a/b"), "memory.max"));
+        let one = Hierarchy::of("5:cpu,memory:/a").unwrap();
+        assert_eq!(one.group, Path::new("/sys/fs/cgroup/memory/a"));
+        assert_eq!(one.files[1], "memory.usage_in_bytes");
+        assert_eq!(Hierarchy::of("4:cpu:/a"), None);
+        assert_eq!(Hierarchy::of("nonsense"), None);
+    }
+
+    #[test]
+    fn the_narrowest_group_above_says_what_is_left() {
+        let place = tempfile::tempdir().unwrap();
+        let root: &'static Path = Box::leak(place.path().to_owned().into_boxed_path());
+        let group = root.join("slice/pod/own");
+        std::fs::create_dir_all(&group).unwrap();
+        let files = ["max", "current"];
+        let own = Hierarchy { root, group: group.clone(), files };
+        assert_eq!(own.left(), None);
+        for (group, limit, used) in
+            [("slice", "100000", "60000"), ("slice/pod", "max", "50000"), ("slice/pod/own", "90000", "10000")]
+        {
+            std::fs::write(root.join(group).join("max"), limit).unwrap();
+            std::fs::write(root.join(group).join("current"), used).unwrap();
+        }
+        assert_eq!(own.left(), Some(40000));
+        // In a container the path is one of the host's.
+        let hidden = Hierarchy { group: root.join("slice/elsewhere/own"), ..own };
+        assert_eq!(hidden.left(), Some(40000));
     }
 }

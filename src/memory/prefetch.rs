@@ -24,8 +24,13 @@ const PAGE: usize = 4096;
 
 /// Most bytes copied before the first instruction. What a working set has beyond this is left to the guest's own faults.
 const COPIED_MAX: u64 = 32 << 20;
-/// Ranges whose residence in the page cache stands for that of all.
-const PROBES: usize = 8;
+/// Pages whose residence in the page cache stands for that of all.
+const PROBES: u64 = 8;
+/// Most bytes asked of a disk. Asking for more waits for the disk all the same, once its queue is full.
+const READ_AHEAD_MAX: u64 = 256 << 20;
+/// Bytes of one request: of a longer one the kernel takes no more than the device's read-ahead (force_page_cache_ra() in
+/// mm/readahead.c), which is at least so much unless somebody has made it less.
+const REQUEST: u64 = 128 << 10;
 /// Pages between two ranges that are read along with them from a disk: 32 pages, as large as a request is anyway.
 const GAP: u64 = 32 * 4096;
 
@@ -40,6 +45,17 @@ pub struct Expected {
     pub late_read: Vec<Range<u64>>,
     /// Written only then.
     pub late_written: Vec<Range<u64>>,
+}
+
+/// The first pages of ranges, as many as `left` bytes have room for.
+fn first_bytes(mut ranges: Vec<Range<u64>>, mut left: u64) -> Vec<Range<u64>> {
+    for range in &mut ranges {
+        let len = (range.end - range.start).min(left) / PAGE as u64 * PAGE as u64;
+        range.end = range.start + len;
+        left -= len;
+    }
+    ranges.retain(|range| !range.is_empty());
+    ranges
 }
 
 /// Bytes of all ranges together.
@@ -59,31 +75,22 @@ impl Expected {
     pub fn for_pager(self, most: Option<u64>) -> (Self, bool) {
         let mut left = most.unwrap_or(u64::MAX).min(COPIED_MAX);
         let mut fitting = |mut ranges: Vec<Range<u64>>| {
-            let all = bytes_of(&ranges);
+            let wanted = bytes_of(&ranges).min(COPIED_MAX);
             ranges.sort_unstable_by_key(|range| range.start);
-            for range in &mut ranges {
-                let len = (range.end - range.start).min(left) / PAGE as u64 * PAGE as u64;
-                range.end = range.start + len;
-                left -= len;
-            }
-            ranges.retain(|range| !range.is_empty());
-            let is_cut = bytes_of(&ranges) < all;
-            (ranges, is_cut)
+            let fit = first_bytes(ranges, left);
+            let bytes = bytes_of(&fit);
+            left -= bytes;
+            (fit, bytes < wanted)
         };
         let (read, cut_short) = fitting([self.read, self.written].concat());
         let (late_read, _) = fitting([self.late_read, self.late_written].concat());
         (Expected { read, late_read, ..Expected::default() }, cut_short)
     }
 
-    /// Without those of the written ranges that [`copy_written`] left out.
+    /// Without what [`copy_written`] left out of the written ranges.
     #[must_use]
     pub fn as_copied(mut self, done: &Prefetched) -> Self {
-        let mut left = done.copied;
-        self.written.retain(|range| {
-            let rest = left.checked_sub(range.end - range.start);
-            left = rest.unwrap_or(0);
-            rest.is_some()
-        });
+        self.written = first_bytes(self.written, done.copied);
         self
     }
 }
@@ -109,25 +116,35 @@ pub fn read_ahead(file: &File, expected: &Expected) -> Prefetched {
         return Prefetched::default();
     }
     let mut done = Prefetched::default();
-    for range in merged(&all, GAP) {
-        let len = range.end - range.start;
+    for request in requests(first_bytes(merged(&all, GAP), READ_AHEAD_MAX)) {
+        let len = request.end - request.start;
         // A hint that is refused costs time and nothing else.
-        if rustix::fs::fadvise(file, range.start, std::num::NonZero::new(len), Advice::WillNeed).is_ok() {
+        if rustix::fs::fadvise(file, request.start, std::num::NonZero::new(len), Advice::WillNeed).is_ok() {
             done.read_ahead += len;
         }
     }
     done
 }
 
+/// Ranges in pieces that the kernel takes as a whole.
+fn requests(ranges: Vec<Range<u64>>) -> impl Iterator<Item = Range<u64>> {
+    let pieces = |range: Range<u64>| {
+        let end = range.end;
+        let step = usize::try_from(REQUEST).unwrap_or(usize::MAX);
+        range.step_by(step).map(move |start| start..end.min(start.saturating_add(REQUEST)))
+    };
+    ranges.into_iter().flat_map(pieces)
+}
+
 /// Copies the pages that are expected to be written before an answer begins, within what a memory limit leaves (`most` bytes):
 /// beyond it the kernel would end the process instead of failing.
 pub fn copy_written(memory: &GuestMemory, expected: &Expected, most: Option<u64>) -> Prefetched {
-    let all = bytes_of(&expected.written);
+    let wanted = bytes_of(&expected.written).min(COPIED_MAX);
     let mut done = Prefetched::default();
     copy(memory, &expected.written, most.unwrap_or(u64::MAX).min(COPIED_MAX), |range| {
         done.copied += range.end - range.start;
     });
-    done.cut_short = done.copied < all;
+    done.cut_short = done.copied < wanted;
     done
 }
 
@@ -179,16 +196,10 @@ impl Late {
 }
 
 /// Copies ranges until `left` bytes are used up or the kernel refuses.
-fn copy(memory: &GuestMemory, ranges: &[Range<u64>], mut left: u64, mut copied: impl FnMut(&Range<u64>)) {
+fn copy(memory: &GuestMemory, ranges: &[Range<u64>], left: u64, copied: impl FnMut(&Range<u64>)) {
     let places = mapped(memory);
-    for range in ranges {
-        let Some(rest) = left.checked_sub(range.end - range.start).filter(|_| populated(&places, range))
-        else {
-            break;
-        };
-        left = rest;
-        copied(range);
-    }
+    let fitting = first_bytes(ranges.to_vec(), left);
+    fitting.iter().take_while(|range| populated(&places, range)).for_each(copied);
 }
 
 /// How many pages of ranges of the `memory` file are in memory as they are in the file.
@@ -207,16 +218,29 @@ pub fn unchanged_pages(memory: &GuestMemory, file: &File, ranges: &[Range<u64>])
     Ok(unchanged)
 }
 
-/// Whether pages spread over the ranges are in the page cache. mincore() says so of every page of a file that this user may not
-/// write.
+/// Whether pages spread over the ranges, their first and last among them, are in the page cache. mincore() says so of every page of a
+/// file that this user may not write.
 fn is_warm(file: &File, ranges: &[Range<u64>]) -> bool {
-    let step = (ranges.len() / PROBES).max(1);
-    let resident = |range: &Range<u64>| {
-        let read = preadv2(file, &mut [IoSliceMut::new(&mut [0])], range.start, ReadWriteFlags::NOWAIT);
+    probes(ranges).into_iter().all(|offset| {
+        let read = preadv2(file, &mut [IoSliceMut::new(&mut [0])], offset, ReadWriteFlags::NOWAIT);
         // A file system that cannot tell is not asked for what it may have.
         read != Err(Errno::AGAIN)
-    };
-    ranges.iter().step_by(step).all(resident)
+    })
+}
+
+/// Offsets in the ranges, at even distances of their bytes.
+fn probes(ranges: &[Range<u64>]) -> Vec<u64> {
+    let last = bytes_of(ranges).saturating_sub(1);
+    let mut wanted = (0..PROBES).map(|probe| last / (PROBES - 1) * probe).peekable();
+    let (mut offsets, mut before) = (Vec::new(), 0);
+    for range in ranges {
+        let len = range.end - range.start;
+        while let Some(at) = wanted.next_if(|at| *at < before + len) {
+            offsets.push(range.start + (at - before));
+        }
+        before += len;
+    }
+    offsets
 }
 
 fn populated(places: &[Mapped], range: &Range<u64>) -> bool {
@@ -327,7 +351,7 @@ mod tests {
         let memory = copy_on_write(&file, 1 << 20, &[]).unwrap();
         let mut copied = Vec::new();
         copy(&memory, &[0..4096, 8192..16384, 65536..69632], 8192, |range| copied.push(range.clone()));
-        assert_eq!(copied, std::iter::once(0..4096).collect::<Vec<_>>());
+        assert_eq!(copied, [0..4096, 8192..12288]);
     }
 
     #[test]
@@ -339,8 +363,43 @@ mod tests {
     }
 
     #[test]
-    fn ranges_near_each_other_are_one_request() {
+    fn ranges_near_each_other_are_asked_for_together_and_in_requests_that_the_kernel_takes() {
         assert_eq!(merged(&[0..10, 12..20, 40..50], 5), [0..20, 40..50]);
+        let long = 4096..4096 + 2 * REQUEST + 8192;
+        let pieces: Vec<_> = requests(vec![long.clone(), 0..4096]).collect();
+        assert_eq!(
+            pieces.iter().map(|piece| piece.end - piece.start).collect::<Vec<_>>(),
+            [REQUEST, REQUEST, 8192, 4096]
+        );
+        assert_eq!((pieces[0].start, pieces[2].end), (long.start, long.end));
+    }
+
+    #[test]
+    fn the_page_cache_is_asked_for_first_and_last_pages_and_evenly_between() {
+        let ranges = [0..4096, 1 << 20..(1 << 20) + 6 * 4096, 8 << 20..(8 << 20) + 4096];
+        let offsets = probes(&ranges);
+        assert_eq!(offsets.len() as u64, PROBES);
+        assert_eq!(
+            offsets.iter().map(|offset| offset / 4096).collect::<Vec<_>>(),
+            [0, 256, 257, 258, 259, 260, 261, 2048]
+        );
+        assert!(probes(&[]).is_empty());
+        assert_eq!(probes(std::slice::from_ref(&(4096..4097))), [4096; 8]);
+    }
+
+    #[test]
+    fn a_range_that_does_not_fit_is_copied_as_far_as_it_does() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(64 << 20).unwrap();
+        let memory = copy_on_write(&file, 64 << 20, &[]).unwrap();
+        let expected = Expected { written: vec![4096..33 << 20, 40 << 20..41 << 20], ..Expected::default() };
+        let limited = copy_written(&memory, &expected, Some(2 << 20));
+        assert_eq!(limited, Prefetched { copied: 2 << 20, cut_short: true, ..Prefetched::default() });
+        let copied = std::iter::once(4096..(2 << 20) + 4096).collect::<Vec<_>>();
+        assert_eq!(expected.clone().as_copied(&limited).written, copied);
+        // No limit has left this out.
+        let most = copy_written(&memory, &expected, None);
+        assert_eq!(most, Prefetched { copied: COPIED_MAX, ..Prefetched::default() });
     }
 
     #[test]
