@@ -144,8 +144,32 @@ fn a_working_set_of_another_machine_is_left_alone_with_a_sentence() {
     let ended = run(&bundle, READ, &[]);
     ended.succeeds();
     assert!(ended.errors.contains("record it again"), "{ended:?}");
-    let told = run(&bundle, READ, &["--json", "--timing"]).succeeds().json();
-    assert_eq!(told["paging"]["prefetched_bytes"], 0, "{told}");
+    is_left_alone(&bundle);
+}
+
+/// Nothing of the bundle's working set is copied or mapped.
+fn is_left_alone(bundle: &Path) {
+    for paging in ["mmap", "uffd"] {
+        let told = run(bundle, READ, &["--json", "--timing", "--paging", paging]).succeeds().json();
+        let done = ["prefetched_bytes", "read_ahead_bytes", "mapped_pages"].map(|name| &told["paging"][name]);
+        assert!(done.iter().all(|bytes| **bytes == 0), "{told}");
+    }
+}
+
+#[test]
+fn a_working_set_of_another_bundle_is_left_alone_with_a_sentence() {
+    let (place, elsewhere) = (Place::new(), Place::new());
+    let bundle = recorded(&place, WRITE);
+    let warm_up = ["--warm-up", "fill", "--warm-up", "write 5000 1 1", "--no-record"];
+    let other = elsewhere.bake_in(MEMORY, "toucher", &warm_up);
+    finish(ember(["record", "--event-text", WRITE]).arg(&other)).succeeds();
+    fs::copy(other.join(names::WORKING_SET), bundle.join(names::WORKING_SET)).unwrap();
+    seal(&bundle, manifest(&bundle));
+    let ended = run(&bundle, READ, &[]);
+    ended.succeeds();
+    assert!(ended.errors.contains("another bundle's memory"), "{ended:?}");
+    is_left_alone(&bundle);
+    finish(ember(["verify"]).arg(&bundle)).fails(BAD_BUNDLE, "another bundle's memory");
 }
 
 #[test]

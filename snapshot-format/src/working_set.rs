@@ -13,7 +13,7 @@ use crate::zero::PAGE;
 /// First bytes of the file.
 const MAGIC: [u8; 8] = *b"\x89EMWKS\r\n";
 /// Layout of the file.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const HEADER_LEN: usize = size_of::<RawHeader>();
 const RANGE_LEN: usize = size_of::<RawRange>();
 /// How many bytes of the header its own CRC covers.
@@ -21,7 +21,7 @@ const HEADER_CRC_COVERS: usize = HEADER_LEN - size_of::<u64>();
 /// Longest file, bytes: every other page of [`MEMORY_MAX`] on its own.
 pub const WORKING_SET_MAX: u64 = 16 << 20;
 
-const _: () = assert!(HEADER_LEN == 56 && RANGE_LEN == 8);
+const _: () = assert!(HEADER_LEN == 64 && RANGE_LEN == 8);
 
 #[derive(Debug, Clone, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -35,6 +35,7 @@ struct RawHeader {
     late_write_count: U32,
     reserved2: U32,
     memory_len: U64,
+    index_mark: U64,
     table_crc: U64,
     header_crc: U64,
 }
@@ -80,6 +81,8 @@ pub struct PageRange {
 pub struct WorkingSet {
     /// Bytes of guest memory.
     pub memory_len: u64,
+    /// [Mark](crate::index::mark) of the memory that it was recorded with.
+    pub index_mark: u64,
     /// Pages that are only read, before the first piece of the answer is there.
     pub read: Vec<PageRange>,
     /// Pages of that time that are written, then or later.
@@ -121,7 +124,8 @@ impl WorkingSet {
         let mut ranges = ranges.iter();
         let [read, write, late_read, late_write] =
             counts.map(|count| ranges.by_ref().take(count.get() as usize).map(PageRange::from).collect());
-        let set = WorkingSet { memory_len: raw.memory_len.get(), read, write, late_read, late_write };
+        let (memory_len, index_mark) = (raw.memory_len.get(), raw.index_mark.get());
+        let set = WorkingSet { memory_len, index_mark, read, write, late_read, late_write };
         set.check()?;
         Ok(set)
     }
@@ -146,6 +150,7 @@ impl WorkingSet {
             late_write_count: count(&self.late_write)?,
             reserved2: 0.into(),
             memory_len: self.memory_len.into(),
+            index_mark: self.index_mark.into(),
             table_crc: crc64(table.as_bytes()).into(),
             header_crc: 0.into(),
         };

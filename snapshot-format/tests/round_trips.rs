@@ -145,9 +145,11 @@ proptest! {
         read in prop::collection::vec((0u32..50, 1u32..50), 0..60),
         write in prop::collection::vec((0u32..50, 1u32..50), 0..60),
         late in prop::collection::vec((0u32..50, 1u32..50), 0..60),
+        index_mark in any::<u64>(),
     ) {
         let (read, write, late_write) = (ranges(&read), ranges(&write), ranges(&late));
-        let set = WorkingSet { memory_len: 64 << 20, late_read: read.clone(), read, write, late_write };
+        let late_read = read.clone();
+        let set = WorkingSet { memory_len: 64 << 20, index_mark, read, write, late_read, late_write };
         prop_assert_eq!(WorkingSet::decode(&set.encode().unwrap()).unwrap(), set);
     }
 

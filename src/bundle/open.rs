@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use snapshot_format::index::{IndexError, MemoryIndex, MemoryMap, Place};
+use snapshot_format::index::{HEADER_LEN, IndexError, MemoryIndex, MemoryMap, Place, mark};
 use snapshot_format::manifest::{FileEntry, MANIFEST_MAX, Manifest, ManifestError, Parent, names};
 use snapshot_format::state::{DecodeError, FormatVersion, Reader};
 
@@ -138,6 +138,9 @@ pub enum HintError {
         /// Of the machine.
         expected: u64,
     },
+    /// It was recorded with other memory.
+    #[error("The working set was recorded with another bundle's memory: record it again")]
+    OtherMemory,
 }
 
 impl OpenError {
@@ -285,6 +288,16 @@ impl Bundle {
         map.check_machine(&machine_state(machine.memory_bytes, machine.vcpus, tsc_khz))
     }
 
+    /// What a working set of this memory names it by. The index is not checked.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn index_mark(&self) -> Result<u64, OpenError> {
+        let mut header = [0; HEADER_LEN];
+        read_index(self.plain(names::INDEX)?, 0, &mut header)?;
+        Ok(mark(&header))
+    }
+
     /// The guest's memory, as long as the manifest says, once its index has been found good.
     ///
     /// # Errors
@@ -329,6 +342,9 @@ impl Bundle {
         let expected = self.manifest.machine.memory_bytes;
         if set.memory_len != expected {
             return Err(HintError::OtherMachine { found: set.memory_len, expected });
+        }
+        if set.index_mark != self.index_mark()? {
+            return Err(HintError::OtherMemory);
         }
         Ok(Some(set))
     }

@@ -4,6 +4,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
+use snapshot_format::index::mark;
 use snapshot_format::manifest::{
     CpuRequirements, Drive, FunctionContract, Interface, LambdaContract, MachineShape, Manifest,
     ManifestError, Parent,
@@ -76,7 +77,9 @@ fn fill(draft: &mut Draft) {
     root.write_all_at(b"a file system", 4096).unwrap();
     let page = |first| PageRange { first, count: 1 };
     let (read, write) = (vec![page(0)], vec![page(35)]);
-    let working_set = WorkingSet { memory_len: MEMORY, read, write, ..WorkingSet::default() };
+    let index = std::fs::read(draft.directory().join(names::INDEX)).unwrap();
+    let index_mark = mark(index.first_chunk().unwrap());
+    let working_set = WorkingSet { memory_len: MEMORY, index_mark, read, write, ..WorkingSet::default() };
     draft.add_bytes(names::WORKING_SET, &working_set.encode().unwrap()).unwrap();
 }
 

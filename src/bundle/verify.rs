@@ -11,11 +11,10 @@ use snapshot_format::index::{MemoryIndex, Place, Run};
 use snapshot_format::manifest::names;
 use snapshot_format::sections::MachineState;
 use snapshot_format::state::{DecodeError, decode_any};
-use snapshot_format::working_set::{WorkingSet, WorkingSetError};
 use snapshot_format::zero::is_zero;
 
 use super::content::{next_data, span};
-use super::open::{Bundle, OpenError};
+use super::open::{Bundle, HintError, OpenError};
 use super::{STEP, hex, machine_state, read_in_steps};
 
 /// Why a bundle is not what was baked.
@@ -45,7 +44,7 @@ pub enum VerifyError {
     Section(#[from] DecodeError),
     /// The working set is damaged.
     #[error(transparent)]
-    WorkingSet(#[from] WorkingSetError),
+    WorkingSet(#[from] HintError),
     /// State and manifest describe different machines.
     #[error(
         "The bundle's state and its manifest describe different machines: its files do not belong together"
@@ -99,9 +98,7 @@ impl Bundle {
         self.check_listed()?;
         self.check_state()?;
         let index = self.index()?;
-        if self.has(names::WORKING_SET) {
-            WorkingSet::decode(&self.read(names::WORKING_SET)?)?;
-        }
+        self.working_set()?;
         let total = self.files().map(|(_, file)| file.len).sum();
         let mut done = 0;
         let mut advance = |bytes: u64| {

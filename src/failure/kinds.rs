@@ -173,6 +173,7 @@ impl ToFailure for RecordingError {
         match self {
             RecordingError::Start(error) => error.kind(),
             RecordingError::Identity(error) => error.kind(),
+            RecordingError::Open(error) => error.kind(),
             RecordingError::Record(_) | RecordingError::Written(_) => Kind::HostCannot,
             RecordingError::Run(_) | RecordingError::Failed { .. } => Kind::GuestFailed,
             RecordingError::Session(error) => error.kind(),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use snapshot_format::manifest::Interface;
 use snapshot_format::working_set::{PageRange, WorkingSet};
 
-use crate::bundle::Bundle;
+use crate::bundle::{Bundle, OpenError};
 use crate::function::{Conversation, Event, Notice, SessionError};
 use crate::memory::{self, RecordError, Recorder, Touch};
 
@@ -29,6 +29,9 @@ pub enum RecordingError {
     /// It cannot be made unique.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Its memory's index cannot be read.
+    #[error(transparent)]
+    Open(#[from] OpenError),
     /// Its pages could not be recorded.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -75,7 +78,7 @@ pub fn record(
     for (number, event) in (1..).zip(events) {
         all.push(record_one(bundle, number, event, limit, sink)?);
     }
-    Ok(union(bundle.manifest().machine.memory_bytes, &all))
+    Ok(WorkingSet { index_mark: bundle.index_mark()?, ..union(bundle.manifest().machine.memory_bytes, &all) })
 }
 
 /// What one answer touched.
@@ -196,6 +199,7 @@ fn union(memory_len: u64, all: &[Recording]) -> WorkingSet {
         write: list(Touch::Written, false),
         late_read: list(Touch::Read, true),
         late_write: list(Touch::Written, true),
+        ..WorkingSet::default()
     }
 }
 

@@ -10,7 +10,7 @@ pub(super) const MAGIC: [u8; 8] = *b"\x89EMIDX\r\n";
 /// Layout of the file.
 pub(super) const VERSION: u16 = 1;
 /// Length of the header, bytes.
-pub(super) const HEADER_LEN: usize = HEADER_LEN_FIELD as usize;
+pub const HEADER_LEN: usize = HEADER_LEN_FIELD as usize;
 /// The same as the header records it.
 pub(super) const HEADER_LEN_FIELD: u32 = 80;
 /// Length of a run's entry, bytes.
@@ -59,6 +59,12 @@ pub(super) struct RawRun {
 /// The CRC that belongs into the header.
 pub(super) fn header_crc(raw: &RawHeader) -> u64 {
     crc64(&raw.as_bytes()[..HEADER_CRC_COVERS])
+}
+
+/// What the memory of one bundle has and that of another hardly: the header's CRC, which covers the tables' CRC, in which that of each
+/// chunk's content is. Of a header that has not been checked it is as good as the header.
+pub fn mark(header: &[u8; HEADER_LEN]) -> u64 {
+    RawHeader::ref_from_bytes(header).map_or(0, |raw| raw.header_crc.get())
 }
 
 /// Fills in the CRC of the header.

@@ -11,6 +11,7 @@ mod layout;
 pub use build::{BuildError, Builder, Encoder};
 pub use decode::{IndexError, MemoryIndex, MemoryMap};
 pub(crate) use layout::reseal;
+pub use layout::{HEADER_LEN, mark};
 
 use crate::sections::{MachineState, RegionState};
 

@@ -152,6 +152,7 @@ pub fn working_set() -> WorkingSet {
     let range = |first, count| PageRange { first, count };
     WorkingSet {
         memory_len: MEMORY_LEN,
+        index_mark: 0x0123_4567_89ab_cdef,
         read: vec![range(0, 1), range(5, 20), range(511, 1)],
         write: vec![range(1, 2)],
         late_read: vec![range(30, 1)],
