@@ -49,16 +49,18 @@ pub struct ToldPaging {
     prefetched_bytes: u64,
     /// Bytes that the kernel was asked to read from the disk ahead.
     read_ahead_bytes: u64,
-    /// Pages that were mapped for the guest before it asked.
+    /// Pages that were mapped for the guest before it asked; a huge one counts once.
     mapped_pages: u64,
-    /// Of the pages copied before the start, those that were never written; `None` where it was not looked.
+    /// Of the pages copied before the start to be written, those that never were; `None` where it was not looked. Pages that are
+    /// mapped to be read are not among them: nobody can tell whether they were.
     wasted_pages: Option<u64>,
     /// Whether a memory limit left something out of that.
     prefetch_cut_short: bool,
 }
 
 fn wasted(machine: &Machine, bundle: &Bundle) -> Option<u64> {
-    if machine.faults().is_empty() {
+    // What a pager brought in is the clone's own whether it was written or only read.
+    if machine.faults().is_empty() || machine.pager().is_some() {
         return None;
     }
     // It takes milliseconds, and whoever reads the answer may wait for this processor.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::function::{Event, Notice};
 
-use super::drive::{Drive, Happening};
+use super::drive::Drive;
 use super::invoke::{AnswerSink, InvokeError, boot_to_ready, invoke, next_turn};
 use super::timeline::Timeline;
 
@@ -113,13 +113,13 @@ fn to_rest(drive: &mut Drive<'_>, sink: &mut dyn AnswerSink) -> Result<MemoryUse
     let deadline = Some(Instant::now() + limit);
     let used = loop {
         match drive.next(deadline)? {
-            Happening::Notice(Notice::ReadyToFreeze { mem_total, mem_free }) => {
+            Notice::ReadyToFreeze { mem_total, mem_free } => {
                 break MemoryUse { total: mem_total, free: mem_free };
             }
-            Happening::Notice(piece @ Notice::Output { .. }) => {
+            piece @ Notice::Output { .. } => {
                 sink.take(piece).map_err(InvokeError::Sink)?;
             }
-            Happening::Notice(_) | Happening::Watched(_) => {}
+            _ => {}
         }
     };
     drive.settle(SETTLE)?;
@@ -133,7 +133,7 @@ fn prepare_max(memory_bytes: u64) -> Duration {
 fn settle(drive: &mut Drive<'_>, limit: Duration) -> Result<(), InvokeError> {
     drive.conversation().settle()?;
     let deadline = Some(Instant::now() + limit);
-    while !matches!(drive.next(deadline)?, Happening::Notice(Notice::Settled)) {}
+    while !matches!(drive.next(deadline)?, Notice::Settled) {}
     Ok(())
 }
 

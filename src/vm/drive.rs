@@ -54,15 +54,6 @@ pub enum DriveError {
     },
 }
 
-/// What happened.
-#[derive(Debug)]
-pub enum Happening {
-    /// The guest said something.
-    Notice(Notice),
-    /// A descriptor given to [`Machine::watch`] is ready.
-    Watched(u32),
-}
-
 /// A machine and the conversation with its guest.
 #[derive(Debug)]
 pub struct Drive<'a> {
@@ -90,27 +81,27 @@ impl<'a> Drive<'a> {
         self
     }
 
-    /// The machine, between two happenings.
+    /// The machine, between two notices.
     pub fn machine(&mut self) -> &mut Machine {
         self.machine
     }
 
-    /// The conversation, between two happenings.
+    /// The conversation, between two notices.
     pub fn conversation(&mut self) -> &mut Conversation {
         self.conversation
     }
 
-    /// Lets the guest run until something happens.
+    /// Lets the guest run until it has said something.
     ///
     /// # Errors
     /// The guest failed, misspoke or ended, or `deadline` passed.
-    pub fn next(&mut self, deadline: Option<Instant>) -> Result<Happening, DriveError> {
+    pub fn next(&mut self, deadline: Option<Instant>) -> Result<Notice, DriveError> {
         if let Some(list) = self.list.take() {
             jail::confine(list)?;
         }
         loop {
             if let Some(notice) = self.conversation.next_notice() {
-                return Ok(Happening::Notice(notice));
+                return Ok(notice);
             }
             // Before anything else is taken: a guest that never falls silent would never be waited for.
             if deadline.is_some_and(|end| end <= Instant::now()) {
@@ -124,7 +115,6 @@ impl<'a> Drive<'a> {
                 match wake {
                     Wake::Devices => {}
                     Wake::Guest(request) => self.heed(request)?,
-                    Wake::Watched(id) => return Ok(Happening::Watched(id)),
                     Wake::Timeout if last_sign.is_some_and(|end| end <= Instant::now()) => {
                         return Err(DriveError::Closed { waiting_for: self.waiting_for() });
                     }

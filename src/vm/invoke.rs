@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::function::{Conversation, Event, Notice, RestoreMessage, SessionError, UNIQUE_MAX};
 
 use super::capture::unix_ns;
-use super::drive::{Drive, DriveError, Happening};
+use super::drive::{Drive, DriveError};
 use super::timeline::Timeline;
 
 /// Longest wait for the acknowledgement of a restore message. The agent gives up before, and says why: on a host with many more
@@ -78,12 +78,12 @@ fn await_acknowledgement(drive: &mut Drive<'_>, sink: &mut dyn AnswerSink) -> Re
     loop {
         match drive.next(Some(deadline)).map_err(not_unique)? {
             // It may have come in time and be found too late, which is as good as late.
-            Happening::Notice(Notice::Acknowledged) if Instant::now() < deadline => return Ok(()),
-            Happening::Notice(Notice::Acknowledged) => return Err(drive.conversation().is_late().into()),
-            Happening::Notice(piece @ (Notice::Log { .. } | Notice::Output { .. })) => {
+            Notice::Acknowledged if Instant::now() < deadline => return Ok(()),
+            Notice::Acknowledged => return Err(drive.conversation().is_late().into()),
+            piece @ (Notice::Log { .. } | Notice::Output { .. }) => {
                 sink.take(piece).map_err(InvokeError::Sink)?;
             }
-            Happening::Notice(_) | Happening::Watched(_) => {}
+            _ => {}
         }
     }
 }
@@ -107,11 +107,11 @@ pub fn boot_to_ready(
     drive.run()?;
     loop {
         match drive.next(deadline)? {
-            Happening::Notice(Notice::Warm) => return Ok(()),
-            Happening::Notice(piece @ Notice::Output { .. }) => {
+            Notice::Warm => return Ok(()),
+            piece @ Notice::Output { .. } => {
                 sink.take(piece).map_err(InvokeError::Sink)?;
             }
-            Happening::Notice(_) | Happening::Watched(_) => {}
+            _ => {}
         }
     }
 }
@@ -126,7 +126,7 @@ pub fn next_turn(drive: &mut Drive<'_>, deadline: Option<Instant>) -> Result<(),
         return Ok(());
     }
     drive.release()?;
-    while !matches!(drive.next(deadline)?, Happening::Notice(Notice::Warm)) {}
+    while !matches!(drive.next(deadline)?, Notice::Warm) {}
     Ok(())
 }
 
@@ -149,22 +149,21 @@ pub fn invoke(
     let mut first = true;
     loop {
         match drive.next(deadline)? {
-            Happening::Notice(Notice::Done { exit_code }) => {
+            Notice::Done { exit_code } => {
                 timeline.mark(ANSWERED);
                 return Ok(exit_code);
             }
-            Happening::Notice(
-                piece @ (Notice::Output { .. }
-                | Notice::Log { .. }
-                | Notice::Answer { .. }
-                | Notice::Head { .. }),
-            ) => {
-                if sink.take(piece).map_err(InvokeError::Sink)? && std::mem::take(&mut first) {
+            piece @ (Notice::Output { .. }
+            | Notice::Log { .. }
+            | Notice::Answer { .. }
+            | Notice::Head { .. }) => {
+                let is_answer = sink.take(piece).map_err(InvokeError::Sink)?;
+                if is_answer && std::mem::take(&mut first) {
                     timeline.mark(FIRST_ANSWER);
                     drive.machine().answer_begins();
                 }
             }
-            Happening::Notice(_) | Happening::Watched(_) => {}
+            _ => {}
         }
     }
 }

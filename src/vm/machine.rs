@@ -139,6 +139,9 @@ pub enum RunError {
     /// Waiting failed.
     #[error("Cannot wait for the guest")]
     Wait(#[source] io::Error),
+    /// Whoever brings in its pages cannot.
+    #[error("A page of the guest's memory cannot be brought in")]
+    MemoryLost,
     /// The guest has ended already.
     #[error("The guest has ended and cannot run again")]
     Ended,
@@ -151,8 +154,6 @@ pub enum Wake {
     Devices,
     /// The guest asks something of the machine.
     Guest(Request),
-    /// A descriptor given to [`Machine::watch`] is ready.
-    Watched(u32),
     /// The deadline has passed.
     Timeout,
 }
@@ -328,7 +329,7 @@ impl Machine {
     fn serve(&mut self, token: Token, wakes: &mut Vec<Wake>) -> Result<(), RunError> {
         match token {
             Token::Requests => wakes.extend(self.requests.take().into_iter().map(Wake::Guest)),
-            Token::Watched(id) => wakes.push(Wake::Watched(id)),
+            Token::Lost => return Err(RunError::MemoryLost),
             Token::Source(index) => {
                 if let Some(source) = self.sources.get(index as usize) {
                     self.devices.handle_event(*source)?;
@@ -344,12 +345,13 @@ impl Machine {
         Ok(())
     }
 
-    /// Makes [`wait`](Self::wait) report `id` when `fd` is readable. The descriptor must stay open as long as the machine.
+    /// Makes [`wait`](Self::wait) fail once `fd`, by which whoever brings in pages tells that it cannot, is readable. The descriptor
+    /// must stay open as long as the machine.
     ///
     /// # Errors
     /// epoll refused it.
-    pub fn watch(&self, fd: BorrowedFd<'_>, id: u32) -> Result<(), RunError> {
-        add(&self.epoll, fd.as_raw_fd(), Token::Watched(id)).map_err(RunError::Wait)
+    pub fn fails_with(&self, fd: BorrowedFd<'_>) -> Result<(), RunError> {
+        add(&self.epoll, fd.as_raw_fd(), Token::Lost).map_err(RunError::Wait)
     }
 
     /// The byte stream to the agent or the small guest.
@@ -389,6 +391,14 @@ impl Machine {
     pub fn leave(self) {
         self.devices.end_console();
         std::mem::forget(self);
+    }
+
+    /// Has the vCPUs run no further instruction, and does not wait until they stand still: one of them may wait for a page.
+    ///
+    /// # Errors
+    /// A vCPU cannot be stopped.
+    pub fn ask_to_stop(&self) -> Result<(), RunError> {
+        Ok(self.vcpus.iter().try_for_each(VcpuThread::ask_pause)?)
     }
 
     /// Stops the guest until the guard is dropped.
@@ -470,7 +480,7 @@ impl Drop for Frozen<'_> {
 enum Token {
     Requests,
     Source(u32),
-    Watched(u32),
+    Lost,
 }
 
 impl Token {
@@ -478,7 +488,7 @@ impl Token {
         match self {
             Token::Requests => 0,
             Token::Source(index) => 1 << 32 | u64::from(*index),
-            Token::Watched(id) => 2 << 32 | u64::from(*id),
+            Token::Lost => 2 << 32,
         }
     }
 
@@ -487,7 +497,7 @@ impl Token {
         match value >> 32 {
             0 => Token::Requests,
             1 => Token::Source(low),
-            _ => Token::Watched(low),
+            _ => Token::Lost,
         }
     }
 }

@@ -28,7 +28,7 @@ mod timeline;
 
 pub use bake::{MemoryUse, WarmError, WarmUp, to_warm_point, to_warm_point_again};
 pub use capture::CaptureError;
-pub use drive::{Drive, DriveError, Happening};
+pub use drive::{Drive, DriveError};
 pub use host::{Finding, Verdict, cpu_vendor, examine_host};
 pub use identity::IdentityError;
 pub use invoke::{

@@ -143,11 +143,25 @@ fn watch(
     let mut sink = FirstPiece { sink, interface: manifest.function.interface, so_far: &so_far, early: None };
     let mut conversation = Conversation::restored(&manifest.function, manifest.agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation);
+    if let Some(recorder) = &recorder {
+        drive.machine().fails_with(recorder.failure())?;
+    }
     let answered = wake(&mut drive, &message, &mut sink, timeline)
         .and_then(|()| invoke(&mut drive, event, Some(Instant::now() + limit), &mut sink, timeline));
     let early = sink.early;
+    if recorder.as_ref().is_some_and(Recorder::has_failed) {
+        // What waits for a page gets one of zeros when the recorder is gone, and must not go on with it.
+        machine.ask_to_stop()?;
+        recorder.map_or(Ok(()), Recorder::finish)?;
+        return Err(RunError::MemoryLost.into());
+    }
+    let no_answer = |source| RecordingError::NoAnswer { number, source };
     // Nothing of it may touch a page once nobody brings pages in.
-    let frozen = machine.freeze()?;
+    let frozen = match machine.freeze() {
+        Ok(frozen) => frozen,
+        // A guest that broke stands still already; why is what it gave instead of an answer.
+        Err(error) => return Err(answered.err().map_or(error.into(), no_answer)),
+    };
     let whole = so_far().map_err(RecordingError::Written)?;
     recorder.map_or(Ok(()), Recorder::finish)?;
     frozen.keep();
@@ -156,7 +170,7 @@ fn watch(
         // An answer without a piece has its end for a first.
         Ok(0) => Ok(Recording { early: early.unwrap_or_else(|| whole.clone()), whole }),
         Ok(exit_code) => Err(RecordingError::Failed { number, exit_code }),
-        Err(source) => Err(RecordingError::NoAnswer { number, source }),
+        Err(source) => Err(no_answer(source)),
     }
 }
 

@@ -10,8 +10,9 @@ use userfaultfd::{Error as CrateError, Uffd};
 
 /// Bytes of a page.
 pub(super) const PAGE: usize = 4096;
-/// Longest time that the kernel may ask to come again: it does while it changes the address space.
-const AGAIN_MAX: Duration = Duration::from_secs(1);
+/// Longest time that the kernel may ask to come again: it does while it changes the address space. A clone whose pages cannot come is to
+/// end within 100 ms.
+const AGAIN_MAX: Duration = Duration::from_millis(50);
 /// Pause before coming again.
 const AGAIN_PAUSE: Duration = Duration::from_micros(50);
 

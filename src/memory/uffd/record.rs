@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -61,8 +61,11 @@ pub enum Touch {
 #[derive(Debug)]
 pub struct Recorder {
     stop: Arc<OwnedFd>,
+    failed: Arc<OwnedFd>,
     touched: Arc<Mutex<Vec<Touch>>>,
-    thread: JoinHandle<Result<(), RecordError>>,
+    /// Its server comes back with what came of it: once the userfaultfd is closed a missing page is one of zeros, which the guest must
+    /// never see for one of the file's.
+    thread: JoinHandle<(Server, Result<(), RecordError>)>,
 }
 
 /// The memory of a clone that is watched, `bytes` long with the content of `file`.
@@ -78,21 +81,41 @@ pub fn recorded(file: File, bytes: u64) -> Result<(GuestMemory, Recorder), Recor
         uffd.register(start as *mut _, len).map_err(RecordError::Watch)?;
     }
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-    let stop = Arc::new(eventfd(0, flags).map_err(|e| RecordError::Thread(e.into()))?);
+    let event = || eventfd(0, flags).map(Arc::new).map_err(|e| RecordError::Thread(e.into()));
+    let (stop, failed) = (event()?, event()?);
     let pages = usize::try_from(bytes / PAGE as u64).unwrap_or_default();
     let touched = Arc::new(Mutex::new(vec![Touch::None; pages]));
     let mut server = Server { uffd, stop: stop.clone(), file, mapped, touched: touched.clone() };
-    let thread = std::thread::Builder::new()
-        .name("recorder".to_owned())
-        .spawn(move || server.serve())
-        .map_err(RecordError::Thread)?;
-    Ok((memory, Recorder { stop, touched, thread }))
+    let told = failed.clone();
+    let serve = move || {
+        let served = server.serve();
+        if served.is_err() {
+            // Whoever waits for the guest otherwise waits until its event's time is over.
+            rustix::io::write(&told, &1u64.to_ne_bytes()).unwrap_or_default();
+        }
+        (server, served)
+    };
+    let thread =
+        std::thread::Builder::new().name("recorder".to_owned()).spawn(serve).map_err(RecordError::Thread)?;
+    Ok((memory, Recorder { stop, failed, touched, thread }))
 }
 
 impl Recorder {
     /// What was touched so far, a page each, in the memory file's order.
     pub fn so_far(&self) -> Vec<Touch> {
         self.touched.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Readable once a page could not be brought in; whatever touches one waits from then on.
+    pub fn failure(&self) -> BorrowedFd<'_> {
+        self.failed.as_fd()
+    }
+
+    /// Whether a page could not be brought in.
+    pub fn has_failed(&self) -> bool {
+        let mut fds = [PollFd::new(&self.failed, PollFlags::IN)];
+        let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut fds, Some(&at_once)).is_ok_and(|ready| ready > 0)
     }
 
     /// Ends the watch. The machine must stand still for good: nobody brings in pages from now on.
@@ -102,7 +125,8 @@ impl Recorder {
     pub fn finish(self) -> Result<(), RecordError> {
         rustix::io::write(&self.stop, &1u64.to_ne_bytes()).map_err(|e| RecordError::Thread(e.into()))?;
         let ended = || RecordError::Thread(io::Error::other("the thread ended"));
-        self.thread.join().map_err(|_| ended())?
+        let (_server, served) = self.thread.join().map_err(|_| ended())?;
+        served
     }
 }
 
@@ -162,6 +186,27 @@ impl Server {
 mod tests {
     use super::*;
     use crate::memory::{Bytes, GuestAddress};
+
+    #[test]
+    fn a_page_that_cannot_be_brought_in_is_waited_for_and_told() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 << 20).unwrap();
+        let cut = file.try_clone().unwrap();
+        let (memory, recorder) = recorded(file, 2 << 20).unwrap();
+        assert!(!recorder.has_failed());
+        cut.set_len(4096).unwrap();
+        let (waits, over) = std::sync::mpsc::channel();
+        let reader = std::thread::spawn(move || {
+            memory.read_obj::<u8>(GuestAddress(8192)).unwrap();
+            waits.send(()).unwrap();
+        });
+        let mut fds = [PollFd::from_borrowed_fd(recorder.failure(), PollFlags::IN)];
+        poll(&mut fds, None).unwrap();
+        assert!(recorder.has_failed() && over.try_recv().is_err());
+        assert!(matches!(recorder.finish(), Err(RecordError::Page { offset: 8192, .. })));
+        over.recv().unwrap();
+        reader.join().unwrap();
+    }
 
     #[test]
     fn every_page_that_is_touched_is_noted_and_has_the_file_s_content() {
