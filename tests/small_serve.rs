@@ -210,6 +210,36 @@ fn what_is_no_request_is_answered_and_harms_nobody() {
 }
 
 #[test]
+fn requests_on_one_connection_are_answered_one_by_one_and_none_hides_in_another() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register("echo", &place.bake("echo"));
+    let answers = |text: &str| {
+        let mut stream = UnixStream::connect(&daemon.socket).unwrap();
+        stream.write_all(text.as_bytes()).unwrap();
+        let mut answers = String::new();
+        stream.read_to_string(&mut answers).unwrap();
+        answers
+    };
+    let last = "GET /health HTTP/1.1\r\nConnection: x, close\r\n\r\n";
+    // Neither may have a body: its bytes would be taken for the next answer.
+    let told =
+        answers(&format!("HEAD /health HTTP/1.1\r\n\r\nDELETE /functions/echo HTTP/1.1\r\n\r\n{last}"));
+    let told: Vec<&str> = told.splitn(4, "\r\n\r\n").collect();
+    let statuses: Vec<&str> = told.iter().map(|head| head.get(..12).unwrap_or_default()).take(3).collect();
+    assert_eq!(statuses, ["HTTP/1.1 405", "HTTP/1.1 204", "HTTP/1.1 200"], "{told:?}");
+    assert!(!told[1].contains("Content-Length"), "{told:?}");
+    for unclear in [
+        "GET /health HTTP/1.1\r\nA: b\n\r\n",
+        "GET /health HTTP/1.0\r\n\r\n",
+        "POST /functions/echo/invoke HTTP/1.1\r\nContent-Length: +0\r\n\r\n",
+    ] {
+        let told = answers(&format!("{unclear}{last}"));
+        assert!(told.starts_with("HTTP/1.1 400 ") && told.matches("HTTP/1.1 ").count() == 1, "{told}");
+    }
+}
+
+#[test]
 fn only_the_users_it_was_told_of_may_use_it() {
     if !is_root() {
         eprintln!("only root can be another user; the emulated host runs this as root");

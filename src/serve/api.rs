@@ -141,7 +141,14 @@ fn serve_one(daemon: &Daemon, connection: &Connection, from: &mut BufReader<&Con
     };
     let written = match invoked {
         Some(name) => answer_event(daemon, connection, &head, name, body, keep_alive),
-        None => answer(daemon, &head, &body).write(&mut to, keep_alive),
+        None => {
+            let mut response = answer(daemon, &head, &body);
+            if head.method == "HEAD" {
+                // Nobody reads a body after it: it would be taken for the beginning of the next answer.
+                response.body.clear();
+            }
+            response.write(&mut to, keep_alive)
+        }
     };
     written.ok().map(|()| keep_alive)
 }

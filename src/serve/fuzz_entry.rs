@@ -57,16 +57,27 @@ pub fn job(bytes: &[u8]) -> Verdict {
     }
 }
 
-/// What a caller asks, with its body.
+/// What a caller asks, with its body. A head ends at its first empty line: what it took beyond that would be another's request.
 pub fn request(bytes: &[u8]) -> Verdict {
-    let mut from = BufReader::new(bytes);
+    let mut from = bytes;
     let Ok(Some(head)) = Head::request(&mut from) else { return Verdict::Refused };
+    let read = bytes.get(..bytes.len() - from.len()).unwrap_or_default();
+    if !ends_at_its_first_empty_line(read) {
+        return Verdict::Broken;
+    }
     match head.body(&mut from, BODY_MAX) {
         // Longer than announced is the next request.
         Ok(body) if body.len() <= bytes.len() => Verdict::Accepted,
         Ok(_) => Verdict::Broken,
         Err(_) => Verdict::Refused,
     }
+}
+
+fn ends_at_its_first_empty_line(head: &[u8]) -> bool {
+    let lines = head.strip_prefix(b"\r\n").unwrap_or(head);
+    let is_empty = |line: &[u8]| line == b"\n" || line == b"\r\n";
+    let mut lines = lines.split_inclusive(|byte| *byte == b'\n').skip_while(|line| !is_empty(line));
+    lines.next() == Some(b"\r\n") && lines.next().is_none()
 }
 
 /// What the daemon answers a client, in chunks.

@@ -59,10 +59,10 @@ impl Head {
         let Some(bytes) = lines(from)? else { return Ok(None) };
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut request = httparse::Request::new(&mut headers);
-        match request.parse(&bytes) {
-            Ok(httparse::Status::Complete(_)) => {}
-            Ok(httparse::Status::Partial) => return Err(bad(400, "it ends within its head")),
-            Err(e) => return Err(bad(400, e)),
+        is_whole(request.parse(&bytes), bytes.len())?;
+        // Of an older version's rules, as that its connections end and that it knows no chunks, none is kept here.
+        if request.version != Some(1) {
+            return Err(bad(400, "its version is not HTTP/1.1"));
         }
         let method = request.method.unwrap_or_default().to_owned();
         let path = request.path.unwrap_or_default().to_owned();
@@ -77,7 +77,7 @@ impl Head {
         let bytes = lines(from)?.ok_or_else(|| io::Error::from(io::ErrorKind::UnexpectedEof))?;
         let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
         let mut response = httparse::Response::new(&mut headers);
-        response.parse(&bytes).map_err(|e| bad(400, e))?;
+        is_whole(response.parse(&bytes), bytes.len())?;
         let status = response.code.unwrap_or_default();
         Ok(Head { method: String::new(), path: String::new(), status, headers: owned(response.headers)? })
     }
@@ -92,7 +92,10 @@ impl Head {
         }
         let mut lengths = self.all("content-length");
         let Some(length) = lengths.next() else { return Ok(Vec::new()) };
-        let length: u64 = length.parse().map_err(|_| bad(400, "Content-Length is no number"))?;
+        // A sign, which Rust would read, is a length to us only.
+        let digits = Some(length).filter(|length| length.bytes().all(|byte| byte.is_ascii_digit()));
+        let length: Option<u64> = digits.and_then(|digits| digits.parse().ok());
+        let length = length.ok_or_else(|| bad(400, "Content-Length is no number"))?;
         if lengths.next().is_some() {
             return Err(bad(400, "there are two Content-Lengths"));
         }
@@ -106,20 +109,41 @@ impl Head {
 
     /// Whether the other side wants another message on this connection.
     pub fn keeps_alive(&self) -> bool {
-        !self.all("connection").any(|value| value.eq_ignore_ascii_case("close"))
+        let mut options = self.all("connection").flat_map(|value| value.split(','));
+        !options.any(|option| option.trim().eq_ignore_ascii_case("close"))
     }
 }
 
-/// The lines of a head with the empty one behind them; `None` at the end of the stream.
+/// The parser ends a head where [`lines`] did. Did it not, what is behind the head would be part of it here, and a request of
+/// somebody else's to a proxy that sends us several callers' over one connection.
+fn is_whole(parsed: httparse::Result<usize>, length: usize) -> Result<(), RequestError> {
+    match parsed {
+        Ok(httparse::Status::Complete(end)) if end == length => Ok(()),
+        Ok(httparse::Status::Complete(_)) => Err(bad(400, "its head has no clear end")),
+        Ok(httparse::Status::Partial) => Err(bad(400, "it ends within its head")),
+        Err(e) => Err(bad(400, e)),
+    }
+}
+
+/// The lines of a head with the empty one behind them; `None` at the end of the stream. Each has to end with CR LF: about what a
+/// lone LF is, recipients do not agree.
 fn lines(from: &mut impl BufRead) -> Result<Option<Vec<u8>>, RequestError> {
     let mut bytes = Vec::new();
     loop {
-        let left = u64::try_from(HEAD_MAX.saturating_sub(bytes.len())).unwrap_or(0);
+        let start = bytes.len();
+        let left = u64::try_from(HEAD_MAX.saturating_sub(start)).unwrap_or(0);
         match from.by_ref().take(left).read_until(b'\n', &mut bytes)? {
             0 if bytes.is_empty() => return Ok(None),
             0 if bytes.len() >= HEAD_MAX => return Err(bad(431, "its head is too long")),
             0 => return Err(bad(400, "it ends within its head")),
-            _ if bytes.ends_with(b"\r\n\r\n") || bytes.ends_with(b"\n\n") => return Ok(Some(bytes)),
+            _ => {}
+        }
+        match bytes.get(start..).unwrap_or_default() {
+            // Before its first line an empty one may stand (RFC 9112, 2.2).
+            b"\r\n" if start > 0 => return Ok(Some(bytes)),
+            line if line.ends_with(b"\n") && !line.ends_with(b"\r\n") => {
+                return Err(bad(400, "a line of its head does not end with CR LF"));
+            }
             _ => {}
         }
     }
@@ -145,7 +169,11 @@ pub fn respond(
     keep_alive: bool,
 ) -> io::Result<()> {
     let mut bytes = head(status, headers, keep_alive);
-    bytes.extend_from_slice(format!("Content-Length: {}\r\n\r\n", body.len()).as_bytes());
+    // Where there is no content, no length of it may be told (RFC 9110, 8.6).
+    if status != 204 {
+        bytes.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
+    }
+    bytes.extend_from_slice(b"\r\n");
     bytes.extend_from_slice(body);
     to.write_all(&bytes)
 }
@@ -313,6 +341,59 @@ mod tests {
         assert_eq!(status_of(&twice.body(&mut &b"ab"[..], 9).unwrap_err()), 400);
         let chunked = request("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap().unwrap();
         assert_eq!(status_of(&chunked.body(&mut &b""[..], 9).unwrap_err()), 411);
+    }
+
+    #[test]
+    fn a_head_ends_where_everybody_sees_it_end() {
+        let next = "GET /next HTTP/1.1\r\n\r\n";
+        for head in [
+            "GET / HTTP/1.1\r\nA: b\n\r\n",
+            "GET / HTTP/1.1\r\nA: b\n\n",
+            "GET / HTTP/1.1\r\nA: b\r\n\n",
+            "GET / HTTP/1.1\nA: b\r\n\r\n",
+            "GET / HTTP/1.1\n\r\n",
+            "\nGET / HTTP/1.1\r\n\r\n",
+        ] {
+            assert_eq!(status_of(&request(&format!("{head}{next}")).unwrap_err()), 400, "{head:?}");
+        }
+        let mut from = &b"\r\nGET / HTTP/1.1\r\nA: b\r\n\r\nGET /next HTTP/1.1\r\n\r\n"[..];
+        assert_eq!(Head::request(&mut from).unwrap().unwrap().header("a"), Some("b"));
+        assert_eq!(from, next.as_bytes());
+    }
+
+    #[test]
+    fn only_digits_are_a_length() {
+        for length in ["+5", "-5", "5 5", "0x5", "5,5", "", "18446744073709551616"] {
+            let head =
+                request(&format!("POST / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n")).unwrap().unwrap();
+            assert_eq!(status_of(&head.body(&mut &b"hello"[..], 9).unwrap_err()), 400, "{length:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_ends_where_one_of_its_options_says_so() {
+        for (options, keeps) in
+            [("close", false), ("Close", false), ("x, close", false), ("close ,x", false), ("closed", true)]
+        {
+            let head = request(&format!("GET / HTTP/1.1\r\nConnection: {options}\r\n\r\n")).unwrap().unwrap();
+            assert_eq!(head.keeps_alive(), keeps, "{options:?}");
+        }
+        let twice = "GET / HTTP/1.1\r\nConnection: x\r\nConnection: close\r\n\r\n";
+        assert!(!request(twice).unwrap().unwrap().keeps_alive());
+    }
+
+    #[test]
+    fn an_older_version_is_refused() {
+        let old = request("GET / HTTP/1.0\r\n\r\n").unwrap_err();
+        assert_eq!(status_of(&old), 400);
+        assert!(old.to_string().contains("not HTTP/1.1"), "{old}");
+    }
+
+    #[test]
+    fn no_content_has_no_length() {
+        let mut bytes = Vec::new();
+        respond(&mut bytes, 204, &[], &[], true).unwrap();
+        assert_eq!(bytes, b"HTTP/1.1 204 No Content\r\n\r\n");
     }
 
     #[test]
