@@ -44,6 +44,11 @@ fn bounds_are_those_that_were_asked_for_and_told() {
     let run = start(&mut command);
     let own = groups_of(machine_of(&run));
     assert_eq!(setting(&own, ["memory.max", "memory.limit_in_bytes"]), (64 << 20).to_string());
+    let swap = ["memory.swap.max", "memory.memsw.limit_in_bytes"];
+    // Version 1 bounds it together with memory; a kernel without swap has no such file.
+    if own.iter().any(|group| swap.iter().any(|file| group.join(file).exists())) {
+        assert!(["0", "67108864"].contains(&setting(&own, swap).as_str()));
+    }
     assert!(["50000 100000", "50000"].contains(&setting(&own, ["cpu.max", "cpu.cfs_quota_us"]).as_str()));
     assert!(["50", "512"].contains(&setting(&own, ["cpu.weight", "cpu.shares"]).as_str()));
     assert_eq!(setting(&own, ["pids.max", "pids.max"]), "64");

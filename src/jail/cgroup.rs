@@ -27,9 +27,10 @@ const TRIES: usize = 8;
 /// What a machine may use.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Bounds {
-    /// Bytes of memory, the guest's among them; the kernel ends a machine that needs more.
+    /// Bytes of memory, the guest's among them, none of it swapped out; the kernel ends a machine that needs more.
     pub memory_max: Option<u64>,
-    /// Bytes of memory beyond which the machine is slowed down and its memory is taken back where that is possible.
+    /// Bytes of memory beyond which the machine is slowed down and its memory is taken back where that is possible. With version 1
+    /// nobody is slowed down, and memory is taken back while the host is short of it only.
     pub memory_high: Option<u64>,
     /// Processor time in percent of one processor.
     pub cpu_percent: Option<u32>,
@@ -67,7 +68,16 @@ impl Bounds {
     }
 
     fn of_version_2(&self) -> Vec<Setting> {
-        let memory = [("memory.max", self.memory_max), ("memory.high", self.memory_high)];
+/// Where a group's swap is bounded, in either version. A kernel that counts no swap has neither.
+const SWAP_FILES: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"];
+
+        // Without the second the kernel would swap a machine out at its limit and slow the whole host down, instead of ending it.
+        let no_swap = self.memory_max.map(|_| 0);
+        let memory = [
+            ("memory.max", self.memory_max),
+            ("memory.swap.max", no_swap),
+            ("memory.high", self.memory_high),
+        ];
         let quota = self.cpu_percent.map(|percent| format!("{} {PERIOD_US}", quota(percent)));
         let weight = self.cpu_weight.map(|weight| weight.to_string());
         let memory = memory.into_iter().filter_map(|(file, bytes)| Some((file, bytes?.to_string())));
@@ -90,6 +100,8 @@ impl Bounds {
                     self.cpu_weight.map(|weight| (u64::from(weight) * 1024 / 100).max(2).to_string()),
                 ),
             ],
+                // Of memory and swap together. It may not be below the first, and so comes after it.
+                ("memory.memsw.limit_in_bytes", self.memory_max.map(|bytes| bytes.to_string())),
             _ => vec![("pids.max", Some(THREADS_MAX.to_string()))],
         };
         all.into_iter().filter_map(|(file, value)| Some((file, value?))).collect()
@@ -282,9 +294,15 @@ impl Place {
             Err(e) => return Err(refused(&self.path.join(name), e.into())),
         }
         let settings = self.settings.iter().map(|(file, value)| (*file, value.as_str()));
-        settings
-            .chain([("cgroup.procs", "0")])
-            .try_for_each(|(file, value)| self.write(&group.file(file), value))
+        settings.chain([("cgroup.procs", "0")]).try_for_each(|(file, value)| {
+            match self.write(&group.file(file), value) {
+                // Where the whole group is gone, what is written next says so.
+                Err(BoundError::Refused { source, .. }) if SWAP_FILES.contains(&file) && is_gone(&source) => {
+                    Ok(())
+                }
+                written => written,
+            }
+        })
     }
 
     fn write(&self, file: &Path, value: &str) -> Result<(), BoundError> {
@@ -415,9 +433,12 @@ mod tests {
         };
         assert_eq!(
             text(bounds.of_version_2()),
-            "memory.max=1048576 cpu.max=50000 100000 cpu.weight=200 pids.max=64"
+            "memory.max=1048576 memory.swap.max=0 cpu.max=50000 100000 cpu.weight=200 pids.max=64"
         );
-        assert_eq!(text(bounds.of_version_1("memory")), "memory.limit_in_bytes=1048576");
+        let limits = "memory.limit_in_bytes=1048576 memory.memsw.limit_in_bytes=1048576";
+        assert_eq!(text(bounds.of_version_1("memory")), limits);
+        let softly = Bounds { memory_high: Some(1 << 20), ..Bounds::default() };
+        assert_eq!(text(softly.of_version_2()), "memory.high=1048576 pids.max=64", "it may be swapped out");
         assert_eq!(text(bounds.of_version_1("cpu")), "cpu.cfs_quota_us=50000 cpu.shares=2048");
         assert_eq!(text(bounds.of_version_1("pids")), "pids.max=64");
         assert!(Bounds::default().is_none() && !bounds.is_none());
