@@ -13,8 +13,8 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use common::processes::{signal, wait_until_gone};
-use common::serve::{Daemon, as_user, kill, receive, serve_command};
-use common::{Place, in_rig, rounds, wait_until};
+use common::serve::{Daemon, as_user, kill, receive, serve_command, with_descriptors};
+use common::{HOST_CANNOT, Place, ember, finish, in_rig, rounds, wait_until};
 use inject::{Call, Outcome, inject};
 use rustix::process::Signal;
 use serde_json::json;
@@ -211,6 +211,27 @@ fn a_daemon_that_runs_out_of_descriptors_refuses_and_recovers() {
         assert!(statuses.iter().all(|status| [200, 502, 503].contains(status)), "{statuses:?}");
     }
     wait_until("it has recovered", || daemon.invoke("echo", "fine").status == 200);
+}
+
+#[test]
+fn shells_that_would_take_every_descriptor_are_refused_and_those_that_wait_leave_some() {
+    let place = Place::new();
+    let (bundle, socket) = (place.bake("echo"), place.join("socket"));
+    let mut many = ember(["serve", "--shells", "30", "--socket"]);
+    finish(&mut with_descriptors(many.arg(&socket), 72)).fails(HOST_CANNOT, "let fewer shells wait");
+    assert!(!socket.exists());
+
+    let daemon = Daemon::run_with_descriptors(&serve_command(&socket), 72, socket);
+    daemon.register("echo", &bundle);
+    let greedy = json!({ "bundle": bundle, "shells": 30 }).to_string();
+    let refused = daemon.request("PUT", "/functions/greedy", &[], greedy.as_bytes());
+    refused.fails(503, "platform", "ulimit -n");
+    daemon.get("/functions/greedy").fails(404, "request", "");
+    daemon.register_with("several", &bundle, json!({ "shells": 10 }));
+    daemon.await_shells(10);
+    for _ in 0..20 {
+        daemon.invoke("echo", "fine").answers("fine");
+    }
 }
 
 #[test]

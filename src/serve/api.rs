@@ -178,8 +178,7 @@ fn answer(daemon: &Daemon, head: &Head, body: &[u8]) -> Response {
             None => unknown(name),
         },
         ("PUT", _, Some(name)) => register(daemon, name, body),
-        ("DELETE", _, Some(name)) if daemon.registry.remove(name) => {
-            daemon.want_shells();
+        ("DELETE", _, Some(name)) if daemon.remove(name) => {
             Response { status: 204, headers: Vec::new(), body: Vec::new() }
         }
         ("DELETE", _, Some(name)) => unknown(name),

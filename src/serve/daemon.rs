@@ -1,6 +1,7 @@
 //! The daemon: its sockets, a thread for each connection, and its end.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -26,10 +27,15 @@ use super::zygote::Zygote;
 
 /// Most connections at once.
 const CONNECTIONS_MAX: usize = 2048;
-/// Descriptors of the daemon itself, and those that each event may need.
-const OWN_DESCRIPTORS: u64 = 32;
+/// Descriptors of the daemon itself, with those of shells that are being handed over.
+const OWN_DESCRIPTORS: u64 = 24;
+/// Those that an event may need: its connection, its shell's two, a drive's private file.
 const DESCRIPTORS_PER_EVENT: u64 = 4;
 /// Stack of a connection's thread, bytes.
+/// Those of a shell that waits, and of a clone that is kept: its connection and a handle of its process.
+const DESCRIPTORS_PER_SHELL: u64 = 2;
+/// Fewest connections that a daemon is of use with: one that waits for its answer, and one that asks how it is going.
+const CONNECTIONS_MIN: u64 = 2;
 const STACK: usize = 256 << 10;
 /// Most connections that are accepted before anything else is looked at.
 const ACCEPTED_MAX: usize = 64;
@@ -86,7 +92,10 @@ pub struct Daemon {
     token: Option<Token>,
     idle: Duration,
     draining: AtomicBool,
-    connections_max: usize,
+    /// How many descriptors this process may have.
+    descriptors: u64,
+    /// Connections for which they suffice beside the functions that there are.
+    connections_max: AtomicUsize,
     connections: AtomicUsize,
     /// Those of them that came by TCP, from whoever can reach it.
     by_tcp: AtomicUsize,
@@ -104,6 +113,8 @@ pub fn serve(asked: &Asked) -> Result<(), Failure> {
     // Before the zygote, which holds a descriptor of every shell.
     let descriptors = raise_limit();
     // While there is one thread and nothing that is worth copying.
+    // Of no function's shape yet, and before anything has begun.
+    let connections = connections_max(descriptors, DESCRIPTORS_PER_SHELL * count(asked.shells))?;
     let zygote = Zygote::start(asked.whole, &asked.bounds)?;
     let listeners = Listeners::bind(asked)?;
     let daemon = Arc::new(Daemon {
@@ -114,7 +125,8 @@ pub fn serve(asked: &Asked) -> Result<(), Failure> {
         token: asked.tcp.as_ref().and_then(|tcp| tcp.token.clone()),
         idle: asked.idle,
         draining: AtomicBool::new(false),
-        connections_max: connections_max(descriptors),
+        descriptors,
+        connections_max: AtomicUsize::new(connections),
         connections: AtomicUsize::new(0),
         by_tcp: AtomicUsize::new(0),
         answering: AtomicUsize::new(0),
@@ -139,17 +151,38 @@ impl Daemon {
     /// Opens a bundle as function `name`; whether there was none of that name.
     ///
     /// # Errors
-    /// See [`Function::open`].
+    /// See [`Function::open`]; or there are too few descriptors for it beside the others.
     pub fn register(&self, name: &str, settings: Settings) -> Result<bool, Failure> {
-        let new = self.registry.put(Function::open(name, settings)?);
-        self.want_shells();
+        let function = Function::open(name, settings)?;
+        let guard = self.registering.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = self.registry.all();
+        let others = others.iter().map(Arc::as_ref).filter(|other| other.name != name);
+        let all: Vec<&Function> = others.chain([&function]).collect();
+        // Before it is put: where it does not fit, everything stays as it was.
+        let connections = connections_max(self.descriptors, reserved(&all, self.shells))?;
+        let new = self.registry.put(function);
+        self.follow(connections);
+        drop(guard);
         Ok(new)
     }
 
-    /// Has as many shells wait as the functions want.
-    pub fn want_shells(&self) {
+    /// Takes a function out; whether it was there.
+    pub fn remove(&self, name: &str) -> bool {
         let _guard = self.registering.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = self.registry.wanted(self.shells);
+        let was_there = self.registry.remove(name);
+        let left = self.registry.all();
+        let left: Vec<&Function> = left.iter().map(Arc::as_ref).collect();
+        // With one function less there are descriptors for no fewer.
+        if let Ok(connections) = connections_max(self.descriptors, reserved(&left, self.shells)) {
+            self.follow(connections);
+        }
+        was_there
+    }
+
+    /// Takes so many connections, and has as many shells wait as the functions want.
+    fn follow(&self, connections: usize) {
+        self.connections_max.store(connections, Ordering::SeqCst);
         for count in self.pool.figures().shells {
             if !wanted.contains_key(&count.shape) {
                 self.pool.want(count.shape, 0);
@@ -171,7 +204,7 @@ impl Daemon {
     /// Whether one more may come by TCP: half of all connections are kept for who may use the socket, whom nobody who is silent
     /// on the network can shut out.
     fn has_room_for_tcp(&self) -> bool {
-        self.by_tcp.load(Ordering::SeqCst) < self.connections_max / 2
+        self.by_tcp.load(Ordering::SeqCst) < self.connections_max.load(Ordering::SeqCst) / 2
     }
 
     /// Whether it is about to end.
@@ -213,10 +246,41 @@ fn raise_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Connections for which there are descriptors: beside its own an event has its shell's two, and drives' private files.
-fn connections_max(descriptors: u64) -> usize {
-    let few = descriptors.saturating_sub(OWN_DESCRIPTORS) / DESCRIPTORS_PER_EVENT;
-    usize::try_from(few).unwrap_or(usize::MAX).clamp(2, CONNECTIONS_MAX)
+/// Connections for which there are descriptors when `reserved` are not theirs. Were more accepted, shells that wait could leave none
+/// at all, and what nobody takes from them nobody gives back.
+///
+/// # Errors
+/// There are too few.
+fn connections_max(descriptors: u64, reserved: u64) -> Result<usize, Failure> {
+    let few = descriptors.saturating_sub(OWN_DESCRIPTORS.saturating_add(reserved)) / DESCRIPTORS_PER_EVENT;
+    if few < CONNECTIONS_MIN {
+        let text = format!(
+            "Waiting shells, kept clones and bundles would take {reserved} of the {descriptors} descriptors that the daemon may have, \
+             which leaves too few for events: raise the limit of open files (`ulimit -n`), or let fewer shells wait (--shells)"
+        );
+        return Err(Failure::text(Kind::HostCannot, text));
+    }
+    Ok(usize::try_from(few).unwrap_or(usize::MAX).min(CONNECTIONS_MAX))
+}
+
+/// Descriptors that functions hold whether there are events or not, with `shells` that wait for each shape where they do not say how
+/// many: open bundles, waiting shells, and clones that are kept for further events.
+fn reserved(functions: &[&Function], shells: usize) -> u64 {
+    let mut waiting = BTreeMap::new();
+    let mut reserved = 0;
+    for function in functions {
+        let most = waiting.entry(function.shape).or_insert(0);
+        *most = function.settings.shells.unwrap_or(shells).max(*most);
+        // Each was served in an event of its own: never more are kept than may be served at once.
+        let kept = if function.settings.reuse > 1 { function.settings.concurrency } else { 0 };
+        let kept = count(kept.min(CONNECTIONS_MAX)) * DESCRIPTORS_PER_SHELL;
+        reserved += count(function.bundle.manifest().files.len()) + kept;
+    }
+    reserved + count(waiting.values().sum()) * DESCRIPTORS_PER_SHELL
+}
+
+fn count(of: usize) -> u64 {
+    u64::try_from(of).unwrap_or(u64::MAX)
 }
 
 fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
@@ -303,7 +367,7 @@ impl Listeners {
 fn accept_some(daemon: &Arc<Daemon>, accept: impl Fn() -> io::Result<Stream>) {
     for _ in 0..ACCEPTED_MAX {
         // Those that are too many wait in the kernel's queue.
-        if daemon.connections.load(Ordering::SeqCst) >= daemon.connections_max {
+        if daemon.connections.load(Ordering::SeqCst) >= daemon.connections_max.load(Ordering::SeqCst) {
             return std::thread::sleep(PAUSE);
         }
         match accept() {

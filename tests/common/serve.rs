@@ -61,6 +61,14 @@ pub fn serve_command(socket: &Path) -> Command {
     command
 }
 
+/// This command with at most so many open files.
+pub fn with_descriptors(serve: &Command, count: u32) -> Command {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit -n {count} && exec \"$@\""), "sh"]);
+    command.arg(serve.get_program()).args(serve.get_args());
+    command
+}
+
 impl Daemon {
     /// Starts one in a folder.
     #[track_caller]
@@ -79,9 +87,7 @@ impl Daemon {
     /// Starts this command with at most so many open files, listening at `socket`.
     #[track_caller]
     pub fn run_with_descriptors(serve: &Command, count: u32, socket: PathBuf) -> Self {
-        let mut command = Command::new("sh");
-        command.args(["-c", &format!("ulimit -n {count} && exec \"$@\""), "sh"]);
-        Self::run(command.arg(serve.get_program()).args(serve.get_args()), socket)
+        Self::run(&mut with_descriptors(serve, count), socket)
     }
 
     /// Starts this command, which listens at `socket`.
