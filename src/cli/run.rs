@@ -189,11 +189,14 @@ impl Run<'_> {
         })?;
         let manifest = self.bundle.manifest();
         let options = restore_options(&self.args.paging, self.args.timing.is_some(), way);
-        // First: what it leaves of memory is asked when the rest is opened.
-        let cell = cell.bounded(self.args.limits.bound()?);
         let options = options.with_door_open()?;
-        let opened = vm::Opened::new(self.bundle, cell.vcpus())?.with_hints(self.bundle, &options);
+        let opened = vm::Opened::new(self.bundle, cell.vcpus())?;
+        // Before the process has a control group of its own: until Linux 6.13 KVM gives each VM a thread of the kernel and moves it
+        // into the groups of whoever makes the VM, and a move into a fresh one waits for every processor.
         let opened = if cell.is_jail() { opened.with_vm()? } else { opened };
+        let cell = cell.bounded(self.args.limits.bound()?);
+        // Asks what the bounds have left of memory.
+        let opened = opened.with_hints(self.bundle, &options);
         let inside = self.enter(cell, timeline)?;
         let generation = message.generation;
         let mut machine =
