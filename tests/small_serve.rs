@@ -335,6 +335,21 @@ fn sigterm_lets_events_end_and_takes_no_more() {
 }
 
 #[test]
+fn a_daemon_that_ends_leaves_the_socket_of_one_that_has_taken_its_place() {
+    let place = Place::new();
+    let first = Daemon::start(place.path());
+    fs::remove_file(&first.socket).unwrap();
+    let second = Daemon::start(place.path());
+    first.signal(Signal::TERM);
+    assert_eq!(first.end().code(), 0);
+    assert_eq!(second.get("/health").status, 200);
+    let socket = second.socket.clone();
+    second.signal(Signal::TERM);
+    assert_eq!(second.end().code(), 0);
+    assert!(!socket.exists(), "its own goes with it");
+}
+
+#[test]
 fn a_second_daemon_is_refused_and_the_socket_of_a_dead_one_is_not_in_the_way() {
     let place = Place::new();
     let daemon = Daemon::start(place.path());

@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -31,11 +32,11 @@ const CONNECTIONS_MAX: usize = 2048;
 const OWN_DESCRIPTORS: u64 = 24;
 /// Those that an event may need: its connection, its shell's two, a drive's private file.
 const DESCRIPTORS_PER_EVENT: u64 = 4;
-/// Stack of a connection's thread, bytes.
 /// Those of a shell that waits, and of a clone that is kept: its connection and a handle of its process.
 const DESCRIPTORS_PER_SHELL: u64 = 2;
 /// Fewest connections that a daemon is of use with: one that waits for its answer, and one that asks how it is going.
 const CONNECTIONS_MIN: u64 = 2;
+/// Stack of a connection's thread, bytes.
 const STACK: usize = 256 << 10;
 /// Most connections that are accepted before anything else is looked at.
 const ACCEPTED_MAX: usize = 64;
@@ -112,9 +113,9 @@ pub fn serve(asked: &Asked) -> Result<(), Failure> {
     remove_stale(&asked.socket)?;
     // Before the zygote, which holds a descriptor of every shell.
     let descriptors = raise_limit();
-    // While there is one thread and nothing that is worth copying.
     // Of no function's shape yet, and before anything has begun.
     let connections = connections_max(descriptors, DESCRIPTORS_PER_SHELL * count(asked.shells))?;
+    // While there is one thread and nothing that is worth copying.
     let zygote = Zygote::start(asked.whole, &asked.bounds)?;
     let listeners = Listeners::bind(asked)?;
     let daemon = Arc::new(Daemon {
@@ -169,7 +170,6 @@ impl Daemon {
     /// Takes a function out; whether it was there.
     pub fn remove(&self, name: &str) -> bool {
         let _guard = self.registering.lock().unwrap_or_else(PoisonError::into_inner);
-        let wanted = self.registry.wanted(self.shells);
         let was_there = self.registry.remove(name);
         let left = self.registry.all();
         let left: Vec<&Function> = left.iter().map(Arc::as_ref).collect();
@@ -183,6 +183,7 @@ impl Daemon {
     /// Takes so many connections, and has as many shells wait as the functions want.
     fn follow(&self, connections: usize) {
         self.connections_max.store(connections, Ordering::SeqCst);
+        let wanted = self.registry.wanted(self.shells);
         for count in self.pool.figures().shells {
             if !wanted.contains_key(&count.shape) {
                 self.pool.want(count.shape, 0);
@@ -291,6 +292,8 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Failure
 /// Where the daemon listens. The socket's file goes with it.
 struct Listeners {
     path: PathBuf,
+    /// What the file there was once it was ours.
+    file: Option<(u64, u64)>,
     unix: UnixListener,
     tcp: Option<TcpListener>,
     /// Readable once the process is told to end.
@@ -299,9 +302,17 @@ struct Listeners {
 
 impl Drop for Listeners {
     fn drop(&mut self) {
-        // Whoever removed it has done our work.
-        fs::remove_file(&self.path).ok();
+        // Whoever removed it has done our work, and may have started another daemon, whose file is there now. The number is not
+        // given again while ours is open.
+        if self.file.is_some() && identity(&self.path) == self.file {
+            fs::remove_file(&self.path).ok();
+        }
     }
+}
+
+/// Which file is at `path`: its device and number.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 impl Listeners {
@@ -323,13 +334,14 @@ impl Listeners {
         let bound = UnixListener::bind(&path);
         rustix::process::umask(before);
         let unix = bound.map_err(|e| failed(&e))?;
+        let file = identity(&path);
         unix.set_nonblocking(true).map_err(|e| failed(&e))?;
         let (signals, tell) = UnixStream::pair().map_err(|e| failed(&e))?;
         for signal in [SIGTERM, SIGINT, SIGHUP] {
             let tell = tell.try_clone().map_err(|e| failed(&e))?;
             signal_hook::low_level::pipe::register(signal, tell).map_err(|e| failed(&e))?;
         }
-        Ok(Listeners { path, unix, tcp, signals })
+        Ok(Listeners { path, file, unix, tcp, signals })
     }
 
     /// Accepts connections until the process is told to end.
