@@ -68,7 +68,7 @@ impl Console {
 }
 
 /// What a guest writes may hold anything: control characters must not reach a terminal.
-fn printable(bytes: &[u8]) -> String {
+pub(super) fn printable(bytes: &[u8]) -> String {
     let clean = |c: &char| *c == '\n' || *c == '\t' || !c.is_control();
     String::from_utf8_lossy(bytes).chars().filter(clean).collect()
 }

@@ -78,6 +78,14 @@ impl Failure {
         self
     }
 
+    /// As it may be shown when whoever told it may be in a guest's hands: without what a terminal would obey, and a sentence has one line.
+    #[must_use]
+    pub fn printable(mut self) -> Self {
+        self.chain.iter_mut().for_each(|text| text.retain(|c| !c.is_control()));
+        self.detail = self.detail.map(|detail| console::printable(detail.as_bytes()));
+        self
+    }
+
     /// Its kind.
     pub fn kind(&self) -> Kind {
         self.kind

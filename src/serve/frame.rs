@@ -151,7 +151,8 @@ impl Frame {
             }
             ANSWER => Frame::Piece(Notice::Answer { bytes }),
             DONE => Frame::Done(serde_json::from_slice(&bytes)?),
-            FAILED => Frame::Failed(serde_json::from_slice(&bytes)?),
+            // Callers print it, and a guest that has broken into its clone's process chooses the words.
+            FAILED => Frame::Failed(serde_json::from_slice::<Failure>(&bytes)?.printable()),
             kind => return Err(FrameError::Kind { kind }),
         })
     }
@@ -229,6 +230,14 @@ mod tests {
         let bytes: Vec<u8> = frames.iter().flat_map(Frame::to_bytes).collect();
         let back: Vec<u8> = read(&bytes).iter().flat_map(Frame::to_bytes).collect();
         assert_eq!(back, bytes);
+    }
+
+    #[test]
+    fn nothing_that_a_terminal_would_obey_comes_out_of_a_failure() {
+        let told = Failure::text(Kind::GuestFailed, "Lost\x1b[2J\nember: fine")
+            .with_detail(Some("one\n\x1b]0;mine\x07two".to_owned()));
+        let [Frame::Failed(read)] = &read(&Frame::Failed(told).to_bytes())[..] else { panic!("no failure") };
+        assert_eq!(read.to_string(), "Lost[2Jember: fine\n--- last output of the guest ---\none\n]0;minetwo");
     }
 
     #[test]
