@@ -41,7 +41,7 @@ limit=
 if [ "$(id -u)" = 0 ]; then
     limit='--memory-max 96MiB'
     free=$place/socket-free
-    "$ember" serve --socket "$free" --shells 8 --register "echo=$place/echo-64" &
+    "$ember" serve --socket "$free" $whole --shells 8 --register "echo=$place/echo-64" &
     other=$!
     until [ -S "$free" ]; do sleep 0.05; done
     echo_daemon 8 $limit
