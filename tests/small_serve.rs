@@ -240,6 +240,37 @@ fn requests_on_one_connection_are_answered_one_by_one_and_none_hides_in_another(
 }
 
 #[test]
+fn a_function_is_described_and_each_path_names_the_methods_that_it_has() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    let bundle = place.bake("echo");
+    daemon.register_with("echo", &bundle, json!({ "queue": 7, "event_timeout_ms": 1234 }));
+    let told = daemon.get("/functions/echo");
+    assert_eq!((told.status, told.header("content-type")), (200, Some("application/json")));
+    let function = told.json();
+    assert_eq!((&function["name"], &function["interface"]), (&json!("echo"), &json!("port")));
+    assert_eq!((&function["memory_bytes"], &function["vcpus"]), (&json!(2 << 20), &json!(1)));
+    assert_eq!((&function["running"], &function["waiting"]), (&json!(0), &json!(0)));
+    let settings = &function["settings"];
+    assert_eq!((&settings["bundle"], &settings["queue"]), (&json!(bundle), &json!(7)), "{function}");
+    assert_eq!((&settings["event_timeout_ms"], &settings["reuse"]), (&json!(1234), &json!(1)), "{function}");
+    assert_eq!(daemon.get("/functions").json()["functions"], json!([function]));
+    daemon.get("/functions/none").fails(404, "request", "There is no function none");
+
+    for (method, path, allowed) in [
+        ("GET", "/functions/echo/invoke", "POST"),
+        ("PUT", "/functions/none/invoke", "POST"),
+        ("POST", "/functions/echo", "GET, PUT, DELETE"),
+        ("DELETE", "/functions", "GET"),
+        ("POST", "/metrics", "GET"),
+    ] {
+        let refused = daemon.request(method, path, &[], &[]);
+        refused.fails(405, "request", "no such method");
+        assert_eq!(refused.header("allow"), Some(allowed), "{method} {path}");
+    }
+}
+
+#[test]
 fn only_the_users_it_was_told_of_may_use_it() {
     if !is_root() {
         eprintln!("only root can be another user; the emulated host runs this as root");

@@ -173,6 +173,7 @@ fn answer(daemon: &Daemon, head: &Head, body: &[u8]) -> Response {
             let all: Vec<Value> = functions.iter().map(|function| described(function)).collect();
             Response::json(200, &json!({ "functions": all }))
         }
+        (_, _, Some(name)) if name.ends_with("/invoke") => no_such_method("POST"),
         ("GET", _, Some(name)) => match daemon.registry.get(name) {
             Some(function) => Response::json(200, &described(&function)),
             None => unknown(name),
@@ -182,11 +183,14 @@ fn answer(daemon: &Daemon, head: &Head, body: &[u8]) -> Response {
             Response { status: 204, headers: Vec::new(), body: Vec::new() }
         }
         ("DELETE", _, Some(name)) => unknown(name),
-        (_, "/health" | "/metrics" | "/functions", _) | (_, _, Some(_)) => {
-            Response::refusal(405, "This path has no such method")
-        }
+        (_, "/health" | "/metrics" | "/functions", _) => no_such_method("GET"),
+        (_, _, Some(_)) => no_such_method("GET, PUT, DELETE"),
         _ => Response::refusal(404, "There is nothing at this path"),
     }
+}
+
+fn no_such_method(allowed: &str) -> Response {
+    Response::refusal(405, "This path has no such method").with("Allow", allowed)
 }
 
 fn unknown(name: &str) -> Response {
