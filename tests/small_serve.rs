@@ -381,6 +381,24 @@ fn a_daemon_that_ends_leaves_the_socket_of_one_that_has_taken_its_place() {
 }
 
 #[test]
+fn a_drain_that_takes_too_long_ends_what_is_left() {
+    let place = Place::new();
+    let daemon = Daemon::start_with(place.path(), &["--drain", "300ms"]);
+    daemon.register_with("faulty", &place.bake("faulty"), json!({ "event_timeout_ms": 600_000 }));
+    let serving = daemon.begin("faulty", "spin");
+    wait_until("it is served", || daemon.metric("ember_events{function=\"faulty\",state=\"running\"}") == 1);
+    let group = daemon.id();
+    daemon.signal(Signal::TERM);
+    let ended = daemon.end();
+    assert_eq!((ended.code(), ended.errors.as_str()), (0, ""));
+    common::processes::wait_until_gone(group);
+    // Whether its caller is still told depends on who is faster.
+    let mut answer = Vec::new();
+    (&serving).read_to_end(&mut answer).ok();
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 502 "), "{answer:?}");
+}
+
+#[test]
 fn a_second_daemon_is_refused_and_the_socket_of_a_dead_one_is_not_in_the_way() {
     let place = Place::new();
     let daemon = Daemon::start(place.path());
