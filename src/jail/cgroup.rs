@@ -47,6 +47,16 @@ pub enum BoundError {
         /// Which controller.
         controller: &'static str,
     },
+    /// The control group has processes of its own, as the first one of a container has.
+    #[error(
+        "Cannot bound the machine: {} has processes of its own, and control groups of version 2 give controllers to groups below \
+         one only where it has none; move them into a group below it",
+        group.display()
+    )]
+    Busy {
+        /// The group.
+        group: PathBuf,
+    },
     /// The system refused a step.
     #[error("Cannot bound the machine by {}; only root, or who has been given the control group, may", path.display())]
     Refused {
@@ -58,6 +68,9 @@ pub enum BoundError {
     },
 }
 
+/// Where a group's swap is bounded, in either version. A kernel that counts no swap has neither.
+const SWAP_FILES: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"];
+
 /// A file of a group and what is written to it.
 type Setting = (&'static str, String);
 
@@ -68,9 +81,6 @@ impl Bounds {
     }
 
     fn of_version_2(&self) -> Vec<Setting> {
-/// Where a group's swap is bounded, in either version. A kernel that counts no swap has neither.
-const SWAP_FILES: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"];
-
         // Without the second the kernel would swap a machine out at its limit and slow the whole host down, instead of ending it.
         let no_swap = self.memory_max.map(|_| 0);
         let memory = [
@@ -90,6 +100,8 @@ const SWAP_FILES: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"]
         let all = match controller {
             "memory" => vec![
                 ("memory.limit_in_bytes", self.memory_max.map(|bytes| bytes.to_string())),
+                // Of memory and swap together. It may not be below the first, and so comes after it.
+                ("memory.memsw.limit_in_bytes", self.memory_max.map(|bytes| bytes.to_string())),
                 ("memory.soft_limit_in_bytes", self.memory_high.map(|bytes| bytes.to_string())),
             ],
             "cpu" => vec![
@@ -100,8 +112,6 @@ const SWAP_FILES: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"]
                     self.cpu_weight.map(|weight| (u64::from(weight) * 1024 / 100).max(2).to_string()),
                 ),
             ],
-                // Of memory and swap together. It may not be below the first, and so comes after it.
-                ("memory.memsw.limit_in_bytes", self.memory_max.map(|bytes| bytes.to_string())),
             _ => vec![("pids.max", Some(THREADS_MAX.to_string()))],
         };
         all.into_iter().filter_map(|(file, value)| Some((file, value?))).collect()
@@ -227,9 +237,19 @@ fn of_version_2(unified: &Hierarchy, bounds: &Bounds) -> Result<Place, BoundErro
     let all = base.join(ALL);
     make(&all)?;
     for group in [&base, &all] {
-        write(&group.join("cgroup.subtree_control"), "+memory +cpu +pids")?;
+        write(&group.join("cgroup.subtree_control"), "+memory +cpu +pids").map_err(|e| busy(group, e))?;
     }
     Place::open(all, bounds.of_version_2())
+}
+
+/// What the kernel says to a group that has processes is what it says of much else.
+fn busy(group: &Path, error: BoundError) -> BoundError {
+    match error {
+        BoundError::Refused { source, .. } if source.raw_os_error() == Some(libc::EBUSY) => {
+            BoundError::Busy { group: group.to_owned() }
+        }
+        other => other,
+    }
 }
 
 fn of_version_1(hierarchies: &[Hierarchy], bounds: &Bounds) -> Result<Vec<Place>, BoundError> {
@@ -409,6 +429,14 @@ mod tests {
         let root =
             Hierarchy { own: found[2].mount.clone(), mount: found[2].mount.clone(), controllers: vec![] };
         assert_eq!(beside(&root), root.mount);
+    }
+
+    #[test]
+    fn a_group_that_has_processes_is_told_from_one_that_may_not_be_changed() {
+        let (group, file) = (Path::new("/sys/fs/cgroup"), Path::new("/sys/fs/cgroup/cgroup.subtree_control"));
+        let told = |errno| busy(group, refused(file, io::Error::from_raw_os_error(errno))).to_string();
+        assert!(told(libc::EBUSY).contains("/sys/fs/cgroup has processes of its own"));
+        assert!(told(libc::EACCES).contains("only root"));
     }
 
     #[test]
