@@ -81,7 +81,8 @@ fn rule(allowed: &Allowed) -> Result<Option<SeccompRule>, BackendError> {
     if conditions.is_empty() { Ok(None) } else { SeccompRule::new(conditions).map(Some) }
 }
 
-/// All arguments that are looked at are 32 bits wide to the kernel.
+/// Only the lower half of an argument is looked at. To the kernel those of mmap and mprotect are 64 bits wide, but what is not allowed
+/// of them are bits of the lower half, and what is set in the upper one it refuses or does not heed.
 fn condition(check: &Check) -> Result<SeccompCondition, BackendError> {
     let (index, operator, value) = match *check {
         Check::Is { index, value } => (index, SeccompCmpOp::Eq, value),
