@@ -11,10 +11,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
+use common::bundles::{manifest, seal};
 use common::processes::{machine_of, wait_until_gone};
 use common::{Ended, Place, end_of, finish, is_root, program, run_command, start};
-use inject::{Call, Outcome, inject};
+use inject::{By, Call, Outcome, forbidden, inject};
 use nix::libc;
+use snapshot_format::manifest::names;
+use snapshot_format::working_set::WorkingSet;
 
 /// A clone that never answers, until this is dropped.
 struct Alive {
@@ -104,73 +107,25 @@ fn field(thread: i32, name: &str) -> String {
     line.unwrap_or_default().trim().to_owned()
 }
 
-/// Calls that whoever has taken over a thread would try.
-fn forbidden() -> Vec<Call> {
-    let call = |name, number, arguments: &[u64]| Call { name, number, arguments: arguments.to_vec() };
-    let here = u64::from(libc::AT_FDCWD.cast_unsigned());
-    let bits = |bits: libc::c_int| u64::try_from(bits).unwrap();
-    let [child, exec, private, anonymous] =
-        [libc::SIGCHLD, libc::PROT_EXEC, libc::MAP_PRIVATE, libc::MAP_ANONYMOUS].map(bits);
-    let [set_flags, set_owner] = [libc::F_SETFL, libc::F_SETOWN].map(bits);
-    let inet = [u64::try_from(libc::AF_INET).unwrap(), u64::try_from(libc::SOCK_STREAM).unwrap()];
-    vec![
-        call("open", libc::SYS_open, &[]),
-        call("openat", libc::SYS_openat, &[here]),
-        call("openat2", libc::SYS_openat2, &[here]),
-        call("open_by_handle_at", libc::SYS_open_by_handle_at, &[here]),
-        call("creat", libc::SYS_creat, &[]),
-        call("memfd_create", libc::SYS_memfd_create, &[]),
-        call("execve", libc::SYS_execve, &[]),
-        call("execveat", libc::SYS_execveat, &[here]),
-        call("socket", libc::SYS_socket, &inet),
-        call("socketpair", libc::SYS_socketpair, &inet),
-        call("sendmsg", libc::SYS_sendmsg, &[]),
-        call("ptrace", libc::SYS_ptrace, &[]),
-        call("process_vm_readv", libc::SYS_process_vm_readv, &[1]),
-        call("process_vm_writev", libc::SYS_process_vm_writev, &[1]),
-        call("pidfd_open", libc::SYS_pidfd_open, &[1]),
-        call("kill", libc::SYS_kill, &[1]),
-        call("a signal to another process", libc::SYS_tgkill, &[4711, 4711]),
-        call("mount", libc::SYS_mount, &[]),
-        call("fsopen", libc::SYS_fsopen, &[]),
-        call("chroot", libc::SYS_chroot, &[]),
-        call("clone of a process", libc::SYS_clone, &[child]),
-        call("clone3", libc::SYS_clone3, &[]),
-        call("fork", libc::SYS_fork, &[]),
-        call("vfork", libc::SYS_vfork, &[]),
-        call("unshare", libc::SYS_unshare, &[u64::try_from(libc::CLONE_NEWUSER).unwrap()]),
-        call("setns", libc::SYS_setns, &[]),
-        call("setuid", libc::SYS_setuid, &[]),
-        call("prctl", libc::SYS_prctl, &[]),
-        call("seccomp", libc::SYS_seccomp, &[]),
-        call("bpf", libc::SYS_bpf, &[]),
-        call("perf_event_open", libc::SYS_perf_event_open, &[]),
-        call("keyctl", libc::SYS_keyctl, &[]),
-        call("userfaultfd", libc::SYS_userfaultfd, &[]),
-        call("io_uring_setup", libc::SYS_io_uring_setup, &[1]),
-        call("memory that is code", libc::SYS_mmap, &[0, 4096, exec, private | anonymous]),
-        call("memory that becomes code", libc::SYS_mprotect, &[0, 4096, exec]),
-        call("mapping of a file", libc::SYS_mmap, &[0, 4096, 1, private]),
-        call("KVM_CREATE_VM", libc::SYS_ioctl, &[0, 0xae01]),
-        call("KVM_SET_USER_MEMORY_REGION", libc::SYS_ioctl, &[0, 0x4020_ae46]),
-        call("flags of what others have open too", libc::SYS_fcntl, &[0, set_flags, 0]),
-        call("a signal when something is ready", libc::SYS_fcntl, &[0, set_owner, 4711]),
-        call("TIOCSTI", libc::SYS_ioctl, &[0, 0x5412]),
-        call("a call of a 32-bit program", libc::SYS_getpid | 0x4000_0000, &[]),
-    ]
-}
-
 /// Has the thread of this name make every forbidden call, each in a clone of its own.
 fn dies_of_each(thread: &str, more: &[&str]) {
+    dies_of_each_in(thread, &|place| place.bake("faulty"), more);
+}
+
+/// The same in clones of this bundle.
+fn dies_of_each_in(thread: &str, bake: &dyn Fn(&Place) -> PathBuf, more: &[&str]) {
     if !is_root() {
         // Nobody else may do that to a jailed process. In the emulated host, where this runs as well, the tests are root.
         return;
     }
     let place = Place::new();
-    let faulty = place.bake("faulty");
+    let faulty = bake(&place);
     for call in forbidden() {
         let alive = Alive::of(&faulty, more);
         let outcome = inject(alive.threads()[thread], &call);
+        if outcome == Outcome::Unknown {
+            continue;
+        }
         // A thread that goes with another's process may tell no more than that.
         assert!(matches!(outcome, Outcome::Killed(libc::SIGSYS | 0)), "{thread}: {call:?}: {outcome:?}");
         alive.end().fails(126, "killed by signal 31");
@@ -193,6 +148,28 @@ fn the_pager_s_thread_dies_of_what_is_not_on_its_list() {
 }
 
 #[test]
+fn the_console_s_thread_dies_of_what_is_not_on_its_list() {
+    dies_of_each("console", &["--console"]);
+}
+
+/// A bundle of a guest that is known to write what it has touched only once its answer has begun: the thread that copies that waits
+/// until then, and this guest does not answer.
+fn with_late_pages(place: &Place) -> PathBuf {
+    let bundle = place.bake_with("faulty", &["--warm-up", "exit 0"]);
+    let file = bundle.join(names::WORKING_SET);
+    let set = WorkingSet::decode(&fs::read(&file).unwrap()).unwrap();
+    let late = WorkingSet { memory_len: set.memory_len, late_write: set.write, ..WorkingSet::default() };
+    fs::write(file, late.encode().unwrap()).unwrap();
+    seal(&bundle, manifest(&bundle));
+    bundle
+}
+
+#[test]
+fn the_thread_that_copies_late_dies_of_what_is_not_on_its_list() {
+    dies_of_each_in("prefetch", &with_late_pages, &[]);
+}
+
+#[test]
 fn a_call_that_is_on_the_list_does_no_harm_and_without_a_jail_none_does() {
     if !is_root() {
         return;
@@ -200,24 +177,29 @@ fn a_call_that_is_on_the_list_does_no_harm_and_without_a_jail_none_does() {
     let place = Place::new();
     let faulty = place.bake("faulty");
     let alive = Alive::of(&faulty, &["--paging", "uffd"]);
-    let own = Call { name: "getpid", number: libc::SYS_getpid, arguments: Vec::new() };
+    let own = Call { name: "getpid", number: libc::SYS_getpid, arguments: Vec::new(), by: By::Syscall };
     for (name, thread) in alive.threads() {
         // It is the first process of its namespace.
         assert_eq!(inject(thread, &own), Outcome::Returned(1), "{name}");
     }
     let open = Alive::of(&faulty, &["--no-jail"]);
-    let socket = Call { name: "socket", number: libc::SYS_socket, arguments: vec![2, 1] };
+    let socket = Call { name: "socket", number: libc::SYS_socket, arguments: vec![2, 1], by: By::Syscall };
     for (name, thread) in open.threads() {
         assert!(matches!(inject(thread, &socket), Outcome::Returned(3..)), "{name}");
     }
+    let of_32_bits = Call { name: "getpid", number: 20, arguments: Vec::new(), by: By::Interrupt };
+    let outcome = inject(open.machine, &of_32_bits);
+    assert!(outcome == Outcome::Returned(open.machine.into()) || outcome == Outcome::Unknown, "{outcome:?}");
 }
 
 #[test]
 fn there_are_no_threads_but_those_that_are_named() {
     let place = Place::new();
-    let alive = Alive::of(&place.bake("faulty"), &["--paging", "uffd"]);
+    let alive = Alive::of(&place.bake("faulty"), &["--paging", "uffd", "--console"]);
     let names: Vec<String> = alive.threads().into_keys().collect();
-    assert_eq!(names, ["ember", "pager", "vcpu0"]);
+    assert_eq!(names, ["console", "ember", "pager", "vcpu0"]);
+    let late = Alive::of(&with_late_pages(&Place::new()), &[]);
+    assert_eq!(late.threads().into_keys().collect::<Vec<_>>(), ["ember", "prefetch", "vcpu0"]);
 }
 
 /// What a jailed process may hold, by how its link in /proc begins.
@@ -257,6 +239,33 @@ fn a_clone_holds_its_own_bundle_kvm_and_its_streams_and_nothing_else() {
         assert_eq!(foreign, [""; 0], "{more:?} among {all:?}");
         assert_eq!(alive.link("fd/0"), "/dev/null");
     }
+}
+
+#[test]
+fn a_clone_with_a_drive_that_it_may_write_to_has_one_file_more_and_no_right_more() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let data = place.join("data");
+    fs::write(&data, vec![7; 1 << 20]).unwrap();
+    let drive = format!("data={}", data.display());
+    let bundle = fs::canonicalize(place.bake_with("faulty", &["--drive", &drive])).unwrap();
+    let alive = Alive::of(&bundle, &[]);
+    let all = alive.descriptors();
+    let foreign: Vec<&String> = all.iter().filter(|one| !is_its_own(one, &bundle)).collect();
+    assert_eq!(foreign, [""; 0], "among {all:?}");
+    assert_eq!(all.iter().filter(|one| one.starts_with("/tmp/#")).count(), 1, "{all:?}");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(alive.field(set), "0000000000000000", "{set}");
+    }
+    for (name, thread) in alive.threads() {
+        assert_eq!(field(thread, "Seccomp"), "2", "{name}");
+    }
+    assert_eq!(alive.read("mountinfo").lines().count(), 1);
+    let limits = alive.read("limits");
+    let longest = limits.lines().find_map(|line| line.strip_prefix("Max file size")).unwrap();
+    assert_eq!(longest.split_whitespace().next(), Some("1048576"), "{limits}");
 }
 
 #[test]

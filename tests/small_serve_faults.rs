@@ -15,7 +15,7 @@ use std::path::Path;
 use common::processes::{signal, wait_until_gone};
 use common::serve::{Daemon, as_user, kill, receive, serve_command, with_descriptors};
 use common::{HOST_CANNOT, Place, ember, finish, in_rig, rounds, wait_until};
-use inject::{Call, Outcome, inject};
+use inject::{By, Call, Outcome, forbidden, inject};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -36,33 +36,150 @@ fn a_waiting_shell_is_confined_and_holds_nothing_but_its_own() {
     daemon.await_shells(2);
     assert_eq!(daemon.get("/health").json()["jail"], if common::is_root() { "full" } else { "user" });
     for shell in daemon.shells() {
-        let status = fs::read_to_string(format!("/proc/{shell}/status")).unwrap();
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.unwrap_or_else(|| panic!("{name} is not in {status}")).trim().to_owned()
-        };
-        assert_eq!((field("Seccomp"), field("NoNewPrivs")), ("2".to_owned(), "1".to_owned()));
-        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
-            assert_eq!(field(set), "0000000000000000");
-        }
-        let mounts = fs::read_to_string(format!("/proc/{shell}/mountinfo")).unwrap();
-        assert_eq!(mounts.lines().count(), 1, "{mounts}");
-        let open = descriptors(shell);
-        let known = |(_, target): &(&String, &String)| {
-            *target == "/dev/null"
-                || ["kvm", "anon_inode:[event", "socket:"].iter().any(|part| target.contains(part))
-        };
-        assert!(open.iter().all(|entry| known(&entry)), "{open:?}");
-        assert_eq!(open.values().filter(|target| target.starts_with("socket:")).count(), 1, "{open:?}");
-        for thread in fs::read_dir(format!("/proc/{shell}/task")).unwrap() {
-            let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
-            assert!(status.contains("\nSeccomp:\t2\n"), "{status}");
+        is_confined(shell, |_| false);
+    }
+}
+
+/// A line of `/proc/PROCESS/status`.
+#[track_caller]
+fn field(process: i32, name: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    line.unwrap_or_else(|| panic!("{name} is not in {status}")).trim().to_owned()
+}
+
+/// A shell's process has no right, one mount, and nothing open but a shell's own and `more`.
+#[track_caller]
+fn is_confined(shell: i32, more: impl Fn(&str) -> bool) {
+    assert_eq!((field(shell, "Seccomp"), field(shell, "NoNewPrivs")), ("2".to_owned(), "1".to_owned()));
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(field(shell, set), "0000000000000000");
+    }
+    let mounts = fs::read_to_string(format!("/proc/{shell}/mountinfo")).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    let open = descriptors(shell);
+    let is_known = |target: &String| {
+        target == "/dev/null"
+            || ["kvm", "anon_inode:[event", "socket:"].iter().any(|part| target.contains(part))
+            || more(target)
+    };
+    assert!(open.values().all(is_known), "{open:?}");
+    assert_eq!(open.values().filter(|target| target.starts_with("socket:")).count(), 1, "{open:?}");
+    for thread in fs::read_dir(format!("/proc/{shell}/task")).unwrap() {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).unwrap();
+        assert!(status.contains("\nSeccomp:\t2\n"), "{status}");
+    }
+}
+
+/// Begins an event of `faulty`, whose bundle this is, that never ends; gives the process that serves it once that is confined to what
+/// a running machine may do.
+#[track_caller]
+fn begin_to_serve(daemon: &Daemon, bundle: &Path) -> (UnixStream, i32) {
+    let event = daemon.begin("faulty", "spin");
+    let mut clone = None;
+    wait_until("a clone serves it", || {
+        let is_in_bundle = |target: &String| Path::new(target).parent() == Some(bundle);
+        let is_clone = |shell: &i32| descriptors(*shell).values().any(is_in_bundle);
+        // A second list, on top of a shell's.
+        clone = daemon
+            .shells()
+            .into_iter()
+            .find(|shell| is_clone(shell) && field(*shell, "Seccomp_filters") == "2");
+        clone.is_some()
+    });
+    (event, clone.unwrap())
+}
+
+#[test]
+fn a_clone_that_serves_an_event_is_confined_and_holds_its_bundle_beside() {
+    if !common::is_root() {
+        return;
+    }
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    let data = place.join("data");
+    fs::write(&data, vec![7; 1 << 20]).unwrap();
+    let drive = format!("data={}", data.display());
+    let bundle = fs::canonicalize(place.bake_with("faulty", &["--drive", &drive])).unwrap();
+    daemon.register_with("faulty", &bundle, json!({ "event_timeout_ms": 600_000 }));
+    let (event, clone) = begin_to_serve(&daemon, &bundle);
+    let is_private = |target: &str| target.starts_with("/tmp/#");
+    is_confined(clone, |target| Path::new(target).parent() == Some(&bundle) || is_private(target));
+    assert_eq!(descriptors(clone).values().filter(|target| is_private(target)).count(), 1);
+    let limits = fs::read_to_string(format!("/proc/{clone}/limits")).unwrap();
+    let longest = limits.lines().find_map(|line| line.strip_prefix("Max file size")).unwrap();
+    assert_eq!(longest.split_whitespace().next(), Some("1048576"), "{limits}");
+    drop(event);
+}
+
+/// Of the calls that are forbidden those that are made here: fewer where a process costs more.
+fn forbidden_here() -> impl Iterator<Item = Call> {
+    forbidden().into_iter().step_by(if in_rig() { 4 } else { 1 })
+}
+
+/// The process died of the call, or the kernel knows no such calls.
+#[track_caller]
+fn kills(process: i32, call: &Call) -> bool {
+    match inject(process, call) {
+        Outcome::Unknown => false,
+        outcome => {
+            let killed = matches!(outcome, Outcome::Killed(nix::libc::SIGSYS | 0));
+            assert!(killed, "{call:?}: {outcome:?}");
+            true
         }
     }
 }
 
+#[test]
+fn a_waiting_shell_dies_of_what_is_not_on_its_list() {
+    if !common::is_root() {
+        return;
+    }
+    let place = Place::new();
+    let daemon = both(&place);
+    // What fills it comes as files to be mapped, and it confines itself further then.
+    let of_shells = ["mapping of a file", "seccomp"];
+    let mut killed = 0;
+    for call in forbidden_here().filter(|call| !of_shells.contains(&call.name)) {
+        let mut waiting = None;
+        wait_until("a shell waits", || {
+            // One that is being made confines its main thread last.
+            waiting = daemon.shells().into_iter().find(|shell| {
+                let status = fs::read_to_string(format!("/proc/{shell}/status")).unwrap_or_default();
+                status.contains("\nSeccomp:\t2\n")
+            });
+            waiting.is_some()
+        });
+        killed += u64::from(kills(waiting.unwrap(), &call));
+    }
+    wait_until("each is missed", || daemon.metric("ember_shells_lost_total") >= killed);
+    wait_until("it serves again", || daemon.invoke("echo", "fine").status == 200);
+}
+
+#[test]
+fn a_clone_that_serves_an_event_dies_of_what_is_not_on_its_list_and_its_caller_is_told() {
+    if !common::is_root() {
+        return;
+    }
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    let bundle = fs::canonicalize(place.bake("faulty")).unwrap();
+    daemon.register_with("faulty", &bundle, json!({ "event_timeout_ms": 600_000 }));
+    for call in forbidden_here() {
+        let (event, clone) = begin_to_serve(&daemon, &bundle);
+        if kills(clone, &call) {
+            receive(event).fails(502, "platform", "it was killed by signal 31");
+        } else {
+            drop(event);
+            wait_until("it is gone", || !daemon.children().contains(&clone));
+        }
+    }
+    daemon.invoke("faulty", "exit 0").answers("exiting");
+}
+
 fn descriptors(process: i32) -> BTreeMap<String, String> {
-    let entries = fs::read_dir(format!("/proc/{process}/fd")).unwrap().flatten();
+    // Of one that ends meanwhile there are none.
+    let entries = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
     let described = entries.filter_map(|entry| {
         let target = fs::read_link(entry.path()).ok()?;
         Some((entry.file_name().into_string().unwrap(), target.to_str()?.to_owned()))
@@ -291,7 +408,8 @@ fn a_clone_that_speaks_no_frames_is_what_failed() {
         let maps = fs::read_to_string(format!("/proc/{shell}/maps")).unwrap();
         let first = u64::from_str_radix(maps.split('-').next().unwrap(), 16).unwrap();
         let (name, number) = ("write", nix::libc::SYS_write);
-        let call = Call { name, number, arguments: vec![socket.parse().unwrap(), first, 64] };
+        let arguments = vec![socket.parse().unwrap(), first, 64];
+        let call = Call { name, number, arguments, by: By::Syscall };
         assert_eq!(inject(shell, &call), Outcome::Returned(64));
     }
     // Shells that are made meanwhile may come before them.
