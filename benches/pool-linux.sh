@@ -25,7 +25,6 @@ measure_answer() {
 
 measure_density() {
     serve --shells 1
-    register lambda lambda '"reuse": 2, "shells": 1'
     density density lambda "${DENSITY_CLONES:-50}"
 }
 

@@ -89,5 +89,4 @@ echo "$cycles" >"$OUT/leaks-cycles"
 stop
 
 serve --shells 1
-register echo echo-256 '"reuse": 2, "shells": 1'
-density density echo "${DENSITY_CLONES:-500}"
+density density echo-256 "${DENSITY_CLONES:-500}"

@@ -150,6 +150,39 @@ fn a_clone_that_is_reused_serves_so_many_events_and_no_more() {
 }
 
 #[test]
+fn a_clone_that_was_asked_to_be_somebody_serves_nobody_else() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register_with("toucher", &place.bake("toucher"), json!({ "reuse": 9 }));
+    let path = "/functions/toucher/invoke";
+    for own in
+        ["Ember-Env: SECRET=x", "Ember-Hostname: own", "Ember-Machine-Id: 0123456789abcdef0123456789abcdef"]
+    {
+        for _ in 0..2 {
+            daemon.request("POST", path, &[own], b"write 0 8 1").answers("0x0");
+        }
+    }
+    for sum in ["0x0", "0x8"] {
+        daemon.invoke("toucher", "write 0 8 1").answers(sum);
+    }
+    daemon.request("POST", path, &["Ember-Hostname: own"], b"write 0 8 1").answers("0x0");
+    daemon.invoke("toucher", "write 0 8 1").answers("0x10");
+    daemon.await_shells(2);
+    assert_eq!(daemon.shells().len(), 3, "one clone waits for its next event");
+}
+
+#[test]
+fn a_clone_that_waits_too_long_for_its_next_event_ends() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register_with("toucher", &place.bake("toucher"), json!({ "reuse": 9, "keep_ms": 1 }));
+    daemon.invoke("toucher", "write 0 8 1").answers("0x0");
+    daemon.await_shells(2);
+    wait_until("it has ended", || daemon.shells().len() == 2);
+    daemon.invoke("toucher", "write 0 8 1").answers("0x0");
+}
+
+#[test]
 fn a_run_through_the_pool_prints_and_ends_as_one_without() {
     let place = Place::new();
     let daemon = Daemon::start(place.path());

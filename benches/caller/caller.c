@@ -5,7 +5,8 @@
  *   caller SOCKET FUNCTION burst N ROUNDS READY  N calls at once, ROUNDS times, each round when READY shells wait
  *   caller SOCKET FUNCTION loop SECONDS THREADS  calls without a pause; one line with their rate
  *   caller SOCKET FUNCTION calls COUNT THREADS   so many of them
- *   caller SOCKET FUNCTION keep COUNT            COUNT clones that are kept (register the function with reuse 2)
+ *   caller SOCKET FUNCTION keep COUNT FIRST      one clone that is kept of each of the functions FUNCTION-FIRST to FUNCTION-(FIRST + COUNT - 1)
+ *                                                (register them with reuse 2: a second call of one of them would get its kept clone)
  *
  * The event is "hello", or $CALLER_EVENT; before each single call come 5 ms, or $CALLER_PAUSE_US.
  * A line of JSON per call goes to standard output: {"label", "us"} and, of single calls, what the shell told: {"restore_us",
@@ -72,12 +73,12 @@ static void await_shells(double wanted)
     } while (number(answer, "\"shells_ready\":") < wanted);
 }
 
-static void call(int fd, const char *more, char answer[ANSWER_MAX + 1])
+static void call_of(const char *name, int fd, const char *more, char answer[ANSWER_MAX + 1])
 {
     char request[1024];
     int length = snprintf(request, sizeof request,
                           "POST /functions/%s/invoke HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%sContent-Length: %zu\r\n\r\n%s",
-                          function, more, strlen(event), event);
+                          name, more, strlen(event), event);
 
     if (length < 0 || (size_t)length >= sizeof request) {
         fprintf(stderr, "caller: the event is too long\n");
@@ -88,6 +89,11 @@ static void call(int fd, const char *more, char answer[ANSWER_MAX + 1])
         fprintf(stderr, "caller: %s\n", answer);
         exit(1);
     }
+}
+
+static void call(int fd, const char *more, char answer[ANSWER_MAX + 1])
+{
+    call_of(function, fd, more, answer);
 }
 
 static void single(int count, int ready)
@@ -187,14 +193,13 @@ static void loop(int seconds, int calls, int threads)
     printf("{\"label\":\"per_s\",\"us\":%.2f}\n", (double)count * 1e9 / (double)(clock_ns(CLOCK_MONOTONIC) - begin));
 }
 
-static void keep(int count)
+static void keep(int count, int from)
 {
     char answer[ANSWER_MAX + 1], name[64];
 
-    for (int i = 0; i < count; i++) {
-        /* One that is asked to be somebody is a fresh one. */
-        snprintf(name, sizeof name, "Ember-Hostname: kept-%d\r\n", i);
-        call(reach(), name, answer);
+    for (int i = from; i < from + count; i++) {
+        snprintf(name, sizeof name, "%s-%d", function, i);
+        call_of(name, reach(), "", answer);
     }
 }
 
@@ -221,6 +226,6 @@ int main(int argc, char **argv)
     else if (!strcmp(argv[3], "calls") && second >= 1 && second <= CALLS_MAX && first >= second)
         loop(0, first, second);
     else if (!strcmp(argv[3], "keep"))
-        keep(first);
+        keep(first, second);
     return 0;
 }

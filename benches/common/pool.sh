@@ -49,12 +49,18 @@ machine_memory() {
     done
 }
 
-# density NAME FUNCTION CLONES: what idle clones take, each of which has answered and waits for another event.
+# density NAME BUNDLE CLONES: what idle clones take, each of which has answered and waits for another event. Each is of a function of its
+# own, all of the same bundle: a function's next event would get the clone that waits, and one that asks for a fresh one keeps none.
 density() {
-    "$caller" "$socket" "$2" keep 2
+    function=0
+    while [ "$function" -lt $(($3 + 2)) ]; do
+        register "kept-$function" "$2" '"reuse": 2, "keep_ms": 86400000, "shells": 1'
+        function=$((function + 1))
+    done
+    "$caller" "$socket" kept keep 2 0
     sleep 2
     cat /proc/meminfo >"$OUT/$1-before"
-    "$caller" "$socket" "$2" keep "$3"
+    "$caller" "$socket" kept keep "$3" 2
     sleep 10
     cat /proc/meminfo >"$OUT/$1-after"
     echo "$3" >"$OUT/$1-clones"

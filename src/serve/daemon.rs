@@ -40,6 +40,8 @@ const CONNECTIONS_MIN: u64 = 2;
 const STACK: usize = 256 << 10;
 /// Most connections that are accepted before anything else is looked at.
 const ACCEPTED_MAX: usize = 64;
+/// How often clones are looked for that have waited too long for their next event.
+const TIDYING: Duration = Duration::from_secs(1);
 /// How long nothing is accepted when there are as many connections as may be, or no descriptor is left.
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -346,13 +348,14 @@ impl Listeners {
 
     /// Accepts connections until the process is told to end.
     fn accept(&self, daemon: &Arc<Daemon>) -> Result<(), Failure> {
+        let mut tidied = Instant::now();
         loop {
             let mut polled =
                 vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.unix, PollFlags::IN)];
             let tcp = self.tcp.iter().filter(|_| daemon.has_room_for_tcp());
             polled.extend(tcp.map(|tcp| PollFd::new(tcp, PollFlags::IN)));
-            let second = super::pool::timespec(Duration::from_secs(1));
-            rustix::io::retry_on_intr(|| poll(&mut polled, Some(&second)))
+            let longest = super::pool::timespec(TIDYING);
+            rustix::io::retry_on_intr(|| poll(&mut polled, Some(&longest)))
                 .map_err(|e| Failure::new(Kind::HostCannot, &io::Error::from(e)))?;
             let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
             drop(polled);
@@ -361,6 +364,10 @@ impl Listeners {
             }
             if !daemon.pool.is_alive() {
                 return Err(Failure::text(Kind::Internal, "The zygote has ended; nothing can be served"));
+            }
+            if tidied.elapsed() >= TIDYING {
+                daemon.registry.all().iter().for_each(|function| function.end_unused());
+                tidied = Instant::now();
             }
             if ready.get(1) == Some(&true) {
                 accept_some(daemon, || Ok(Stream::Unix(self.unix.accept()?.0)));

@@ -109,8 +109,9 @@ fn serve(
         Closed::Late => Refusal::Late,
     })?;
     let limit = call.limit.map_or(function.limit, |asked| asked.min(function.limit));
-    // A clone that is asked to be somebody else must be a fresh one.
-    let kept = (call.identity == Identity::default()).then(|| function.take_kept()).flatten();
+    // A clone that is asked to be somebody in particular is a fresh one, and nobody's after that: its environment may hold secrets.
+    let anybody = call.identity == Identity::default();
+    let kept = anybody.then(|| function.take_kept()).flatten();
     // One that has ended while it waited is as good as none.
     let again = kept.filter(|(shell, left)| {
         shell.is_alive() && send(shell, function, &call, limit, left - 1, false).is_ok()
@@ -119,7 +120,7 @@ fn serve(
         Some((shell, left)) => (shell, left - 1),
         None => {
             let shell = pool.take(function.shape, queued_until).map_err(no_shell)?;
-            let left = function.settings.reuse.saturating_sub(1);
+            let left = if anybody { function.settings.reuse.saturating_sub(1) } else { 0 };
             send(&shell, function, &call, limit, left, true)?;
             (shell, left)
         }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +33,9 @@ pub struct Settings {
     /// Events that one clone serves, one after the other, before it is thrown away.
     #[serde(default = "reuse")]
     pub reuse: u32,
+    /// Longest time that a clone waits for its next event, milliseconds.
+    #[serde(default = "keep_ms")]
+    pub keep_ms: u64,
     /// Longest time of an event, milliseconds; the bundle's own when not given.
     #[serde(default)]
     pub event_timeout_ms: Option<u64>,
@@ -57,6 +60,10 @@ fn reuse() -> u32 {
     1
 }
 
+fn keep_ms() -> u64 {
+    60_000
+}
+
 /// Most shells that wait for one shape.
 pub const SHELLS_MAX: usize = 4096;
 
@@ -77,8 +84,17 @@ pub struct Function {
     pub gate: Arc<Gate>,
     /// What has become of its events.
     pub counters: Counters,
-    /// Clones that may serve further events, and how many.
-    kept: Mutex<Vec<(Shell, u32)>>,
+    /// Clones that may serve further events.
+    kept: Mutex<Vec<Kept>>,
+}
+
+/// A clone that waits for its next event.
+#[derive(Debug)]
+struct Kept {
+    shell: Shell,
+    /// Events that it may serve.
+    left: u32,
+    since: Instant,
 }
 
 impl Function {
@@ -99,12 +115,28 @@ impl Function {
 
     /// A clone that has served events already and may serve another.
     pub fn take_kept(&self) -> Option<(Shell, u32)> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        let Kept { shell, left, .. } = self.kept().pop()?;
+        Some((shell, left))
     }
 
-    /// Keeps a clone for `left` further events.
+    /// Keeps a clone for `left` further events, unless as many wait as can ever be needed at once.
     pub fn keep(&self, shell: Shell, left: u32) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push((shell, left));
+        let mut kept = self.kept();
+        if kept.len() < self.settings.concurrency {
+            kept.push(Kept { shell, left, since: Instant::now() });
+        }
+    }
+
+    /// Ends the clones that have waited too long: one rush of events would hold their memory for ever.
+    pub fn end_unused(&self) {
+        let longest = Duration::from_millis(self.settings.keep_ms);
+        let unused: Vec<Kept> = self.kept().extract_if(.., |kept| kept.since.elapsed() >= longest).collect();
+        // Not while others wait to take or keep one.
+        drop(unused);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Vec<Kept>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -174,6 +206,7 @@ mod tests {
         let settings = |text: &str| serde_json::from_str::<Settings>(text).unwrap();
         let good = settings(r#"{"bundle": "/nowhere"}"#);
         assert_eq!((good.concurrency, good.reuse, good.queue_timeout_ms), (64, 1, 10_000));
+        assert_eq!(good.keep_ms, 60_000);
         assert!(check("a-b_c.1", &good).is_ok());
         for name in ["", "a/b", "a b", "ü", &"a".repeat(129)] {
             assert_eq!(check(name, &good).unwrap_err().kind(), Kind::Usage, "{name}");
