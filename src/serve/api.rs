@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -358,7 +358,7 @@ impl<'a> Whole<'a> {
 }
 
 impl Caller for Whole<'_> {
-    fn take(&mut self, piece: Notice) -> io::Result<()> {
+    fn take(&mut self, piece: Notice, _: Instant) -> io::Result<()> {
         let is_answer = piece.is_answer(self.interface);
         match piece {
             Notice::Output { bytes, .. } | Notice::Answer { bytes } if is_answer => self.answer.extend(bytes),
@@ -387,8 +387,7 @@ struct Streamed<'a> {
 }
 
 impl Streamed<'_> {
-    fn frame(&mut self, frame: &Frame) -> io::Result<()> {
-        let mut to = self.connection;
+    fn frame(&mut self, frame: &Frame, deadline: Option<Instant>) -> io::Result<()> {
         let mut bytes = Vec::new();
         if !std::mem::replace(&mut self.begun, true) {
             let interface = self.interface.name().to_owned();
@@ -399,24 +398,24 @@ impl Streamed<'_> {
         if matches!(frame, Frame::Done(_) | Frame::Failed(_)) {
             http::end_chunks(&mut bytes)?;
         }
-        to.write_all(&bytes)
+        self.connection.write_until(&bytes, deadline)
     }
 
     fn end(mut self, outcome: Result<Done, Refusal>) -> io::Result<()> {
         let mut to = self.connection;
         match outcome {
-            Ok(done) => self.frame(&Frame::Done(done)),
+            Ok(done) => self.frame(&Frame::Done(done), None),
             Err(Refusal::Abandoned) => Err(io::ErrorKind::BrokenPipe.into()),
             // Once pieces are on their way, the status has been said.
-            Err(Refusal::Failed(failure)) if self.begun => self.frame(&Frame::Failed(failure)),
+            Err(Refusal::Failed(failure)) if self.begun => self.frame(&Frame::Failed(failure), None),
             Err(refusal) => refused(&refusal).write(&mut to, self.keep_alive),
         }
     }
 }
 
 impl Caller for Streamed<'_> {
-    fn take(&mut self, piece: Notice) -> io::Result<()> {
-        self.frame(&Frame::Piece(piece))
+    fn take(&mut self, piece: Notice, deadline: Instant) -> io::Result<()> {
+        self.frame(&Frame::Piece(piece), Some(deadline))
     }
 
     fn goes(&self) -> (BorrowedFd<'_>, PollFlags) {

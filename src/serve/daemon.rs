@@ -15,6 +15,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::SendFlags;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::failure::{Failure, Kind};
@@ -355,7 +357,7 @@ impl Listeners {
             let tcp = self.tcp.iter().filter(|_| daemon.has_room_for_tcp());
             polled.extend(tcp.map(|tcp| PollFd::new(tcp, PollFlags::IN)));
             let longest = super::pool::timespec(TIDYING);
-            rustix::io::retry_on_intr(|| poll(&mut polled, Some(&longest)))
+            retry_on_intr(|| poll(&mut polled, Some(&longest)))
                 .map_err(|e| Failure::new(Kind::HostCannot, &io::Error::from(e)))?;
             let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
             drop(polled);
@@ -483,14 +485,10 @@ enum Stream {
 impl Connection {
     fn new(stream: Stream, idle: Duration) -> io::Result<Self> {
         match &stream {
-            Stream::Unix(stream) => {
-                stream.set_nonblocking(false)?;
-                stream.set_write_timeout(Some(idle))?;
-            }
+            Stream::Unix(stream) => stream.set_nonblocking(false)?,
             Stream::Tcp(stream) => {
                 stream.set_nonblocking(false)?;
                 stream.set_nodelay(true)?;
-                stream.set_write_timeout(Some(idle))?;
             }
         }
         let connection = Connection { stream, idle, until: Cell::new(None) };
@@ -508,6 +506,48 @@ impl Connection {
         self.until.set(None);
         self.wait_at_most(self.idle)?;
         Ok(outcome)
+    }
+
+    /// Writes all of `bytes`. The other side may not read for as long as the connection may be silent, and until `deadline` at the
+    /// longest.
+    ///
+    /// # Errors
+    /// The connection failed, or is not read from.
+    pub fn write_until(&self, mut bytes: &[u8], deadline: Option<Instant>) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = self.write_some(bytes, deadline)?;
+            bytes = bytes.get(written..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// Writes what there is room for, once there is. A timeout of the socket's own would begin anew with each buffer of the kernel
+    /// that a slow reader makes room for.
+    fn write_some(&self, bytes: &[u8], deadline: Option<Instant>) -> io::Result<usize> {
+        let silent_until = Instant::now() + self.idle;
+        let until = deadline.map_or(silent_until, |deadline| deadline.min(silent_until));
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            match rustix::net::send(self.fd(), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(written) => return Ok(written),
+                Err(Errno::AGAIN) => {
+                    let mut polled = [PollFd::from_borrowed_fd(self.fd(), PollFlags::OUT)];
+                    retry_on_intr(|| poll(&mut polled, Some(&super::pool::timespec(left))))?;
+                }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.stream {
+            Stream::Unix(stream) => stream.as_fd(),
+            Stream::Tcp(stream) => stream.as_fd(),
+        }
     }
 
     fn wait_at_most(&self, time: Duration) -> io::Result<()> {
@@ -531,10 +571,11 @@ impl Connection {
 
     /// How it is noticed that the other side has gone. On TCP that cannot be told from one that only says no more.
     pub fn goes(&self) -> (BorrowedFd<'_>, PollFlags) {
-        match &self.stream {
-            Stream::Unix(stream) => (stream.as_fd(), PollFlags::HUP),
-            Stream::Tcp(stream) => (stream.as_fd(), PollFlags::RDHUP),
-        }
+        let flags = match &self.stream {
+            Stream::Unix(_) => PollFlags::HUP,
+            Stream::Tcp(_) => PollFlags::RDHUP,
+        };
+        (self.fd(), flags)
     }
 }
 
@@ -553,10 +594,7 @@ impl Read for &Connection {
 
 impl Write for &Connection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &self.stream {
-            Stream::Unix(stream) => (&*stream).write(bytes),
-            Stream::Tcp(stream) => (&*stream).write(bytes),
-        }
+        self.write_some(bytes, None)
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -47,7 +47,7 @@ pub enum Refusal {
     Late,
     /// The platform failed.
     Failed(Failure),
-    /// The caller has gone.
+    /// The caller has gone, or has not read the answer in time.
     Abandoned,
 }
 
@@ -63,11 +63,11 @@ impl Refusal {
 
 /// Whom the answer is for.
 pub trait Caller {
-    /// Takes a piece of the answer.
+    /// Takes a piece of the answer, until `deadline` at the longest: a clone lives no longer because its caller reads slowly.
     ///
     /// # Errors
-    /// The caller has gone.
-    fn take(&mut self, piece: Notice) -> io::Result<()>;
+    /// The caller has gone, or has not read in time.
+    fn take(&mut self, piece: Notice, deadline: Instant) -> io::Result<()>;
 
     /// Becomes ready with one of `flags` when the caller goes.
     fn goes(&self) -> (BorrowedFd<'_>, PollFlags);
@@ -219,7 +219,7 @@ impl<'a> Answer<'a> {
                         if std::mem::take(&mut self.first) {
                             self.function.counters.activation.add(self.sent.elapsed());
                         }
-                        caller.take(piece).map_err(|_| Refusal::Abandoned)?;
+                        caller.take(piece, self.deadline).map_err(|_| Refusal::Abandoned)?;
                     }
                     Frame::Done(done) => return Ok(done),
                     Frame::Failed(failure) => return Err(Refusal::Failed(failure)),

@@ -21,7 +21,7 @@ pub enum Outcome {
     PlatformFailed,
     /// It was turned away because too many were there.
     Overloaded,
-    /// Its caller had gone.
+    /// Its caller had gone, or did not read.
     Abandoned,
 }
 
