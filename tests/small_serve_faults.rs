@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use common::processes::{signal, wait_until_gone};
-use common::serve::{Daemon, as_user, kill, receive, serve_command, with_descriptors};
+use common::serve::{Daemon, as_user, kill, receive, serve_command, within};
 use common::{HOST_CANNOT, Place, ember, finish, in_rig, rounds, wait_until};
 use inject::{By, Call, Outcome, forbidden, inject};
 use rustix::process::Signal;
@@ -335,7 +335,7 @@ fn shells_that_would_take_every_descriptor_are_refused_and_those_that_wait_leave
     let place = Place::new();
     let (bundle, socket) = (place.bake("echo"), place.join("socket"));
     let mut many = ember(["serve", "--shells", "30", "--socket"]);
-    finish(&mut with_descriptors(many.arg(&socket), 72)).fails(HOST_CANNOT, "let fewer shells wait");
+    finish(&mut within(many.arg(&socket), "-n 72")).fails(HOST_CANNOT, "let fewer shells wait");
     assert!(!socket.exists());
 
     let daemon = Daemon::run_with_descriptors(&serve_command(&socket), 72, socket);
@@ -349,6 +349,28 @@ fn shells_that_would_take_every_descriptor_are_refused_and_those_that_wait_leave
     for _ in 0..20 {
         daemon.invoke("echo", "fine").answers("fine");
     }
+}
+
+#[test]
+fn a_shape_that_cannot_be_made_holds_up_no_other() {
+    let place = Place::new();
+    let (echo, large, socket) =
+        (place.bake("echo"), place.bake_in("3GiB", "toucher", &[]), place.join("socket"));
+    // KiB of address space that any of its processes may have.
+    let daemon = Daemon::run_within(&serve_command(&socket), &format!("-v {}", 5 << 19), socket);
+    // Each event waits for a shell of its own.
+    daemon.register_with("echo", &echo, json!({ "shells": 0 }));
+    daemon.register_with("large", &large, json!({ "shells": 100 }));
+    for _ in 0..rounds(100) {
+        daemon.invoke("large", "pages").fails(503, "platform", "memory");
+        daemon.invoke("echo", "fine").answers("fine");
+    }
+    let shells =
+        |memory: u64| format!("ember_shells{{memory_bytes=\"{memory}\",vcpus=\"1\",state=\"ready\"}}");
+    assert_eq!(daemon.metric(&shells(3 << 30)), 0);
+    daemon.request("DELETE", "/functions/large", &[], &[]);
+    wait_until("nothing is left of it", || !daemon.get("/metrics").text().contains(&shells(3 << 30)));
+    daemon.invoke("echo", "fine").answers("fine");
 }
 
 #[test]

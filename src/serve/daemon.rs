@@ -187,15 +187,7 @@ impl Daemon {
     /// Takes so many connections, and has as many shells wait as the functions want.
     fn follow(&self, connections: usize) {
         self.connections_max.store(connections, Ordering::SeqCst);
-        let wanted = self.registry.wanted(self.shells);
-        for count in self.pool.figures().shells {
-            if !wanted.contains_key(&count.shape) {
-                self.pool.want(count.shape, 0);
-            }
-        }
-        for (shape, shells) in wanted {
-            self.pool.want(shape, shells);
-        }
+        self.pool.want(&self.registry.wanted(self.shells));
     }
 
     /// Whether whoever asks by `connection` may: on a unix socket that was settled when it was accepted.

@@ -1,6 +1,6 @@
 //! Shells that wait, by the shape of their machine: taken by whoever has an event, made again beside that.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -20,7 +20,7 @@ use super::zygote::{End, News, Zygote};
 const MAKING_PER_CPU: usize = 2;
 /// How long the zygote's word about an end is waited for.
 const NEWS_MAX: Duration = Duration::from_millis(500);
-/// How long nothing is asked of a zygote that has just refused.
+/// How long no other shell of a shape is asked for that could not be made.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// A shell's process, seen from the daemon. It is killed when this is dropped.
@@ -74,20 +74,48 @@ struct Line {
     ready: Vec<(u64, Idle)>,
     /// Made, and not yet ready; `None` before the zygote has told.
     making: BTreeMap<u64, Option<Arc<Idle>>>,
-    /// How many are to wait.
-    wanted: usize,
+    /// How many are to wait; `None` where no function has this shape.
+    wanted: Option<usize>,
     /// How many somebody waits for.
     awaited: usize,
+    /// The last one that was asked for.
+    asked: u64,
+    /// Why the last one could not be made, and when that was. Of other shapes that says nothing: this one's may need more memory.
+    refused: Option<(Failure, Instant)>,
+}
+
+impl Line {
+    /// How many there are to be.
+    fn enough(&self) -> usize {
+        self.wanted.unwrap_or_default() + self.awaited
+    }
+
+    /// How many there are, or will be.
+    fn coming(&self) -> usize {
+        self.ready.len() + self.making.len()
+    }
+
+    fn refuse(&mut self, failure: Failure) {
+        self.refused = Some((failure, Instant::now()));
+    }
+
+    /// Why none is asked for at the moment.
+    fn refusal(&self) -> Option<&Failure> {
+        self.refused.as_ref().filter(|(_, at)| at.elapsed() < PAUSE).map(|(failure, _)| failure)
+    }
+
+    /// Whether nobody would miss it.
+    fn is_over(&self) -> bool {
+        self.wanted.is_none() && self.enough() + self.coming() == 0 && self.refusal().is_none()
+    }
 }
 
 #[derive(Debug, Default)]
 struct State {
-    lines: HashMap<Shape, Line>,
+    lines: BTreeMap<Shape, Line>,
     next_id: u64,
     /// How the last shells ended.
     ended: BTreeMap<u64, End>,
-    /// Why the last shell could not be made, and when that was.
-    refused: Option<(Failure, Instant)>,
     /// How much of a jail the last shell had.
     jail: String,
     gone: bool,
@@ -149,14 +177,10 @@ impl Pool {
         Pool { zygote, state: Mutex::default(), changed: Condvar::new(), making_max: cpus * MAKING_PER_CPU }
     }
 
-    /// Lets `wanted` shells of a shape wait from now on.
-    pub fn want(&self, shape: Shape, wanted: usize) {
+    /// Lets so many shells of these shapes wait from now on, and none of others.
+    pub fn want(&self, wanted: &BTreeMap<Shape, usize>) {
         let mut state = self.lock();
-        let line = state.lines.entry(shape).or_default();
-        line.wanted = wanted;
-        let surplus = line.ready.len().saturating_sub(wanted);
-        // A shell that is told nothing any more ends.
-        line.ready.drain(..surplus);
+        state.want(wanted);
         self.refill(&mut state);
     }
 
@@ -179,8 +203,7 @@ impl Pool {
             if state.gone {
                 break Err(NoShell::Gone);
             }
-            let refused = state.refused.as_ref().filter(|(_, at)| at.elapsed() < PAUSE);
-            if let Some((failure, _)) = refused {
+            if let Some(failure) = state.lines.get(&shape).and_then(Line::refusal) {
                 break Err(NoShell::Refused(failure.clone()));
             }
             match deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
@@ -214,24 +237,14 @@ impl Pool {
 
     /// Asks the zygote for what is missing.
     fn refill(&self, state: &mut State) {
-        let paused = state.refused.as_ref().is_some_and(|(_, at)| at.elapsed() < PAUSE);
+        state.lines.retain(|_, line| !line.is_over());
         let making: usize = state.lines.values().map(|line| line.making.len()).sum();
-        let mut free = self.making_max.saturating_sub(making);
-        if paused || state.gone {
-            return;
-        }
-        let State { lines, next_id, gone, .. } = state;
-        for (shape, line) in lines {
-            let missing = (line.wanted + line.awaited).saturating_sub(line.ready.len() + line.making.len());
-            for _ in 0..missing.min(free) {
-                *next_id += 1;
-                if self.zygote.ask(*next_id, *shape).is_err() {
-                    *gone = true;
-                    return;
-                }
-                line.making.insert(*next_id, None);
-                free -= 1;
+        for _ in making..self.making_max {
+            if state.gone {
+                return;
             }
+            let Some((id, shape)) = state.begin_next() else { return };
+            state.gone = self.zygote.ask(id, shape).is_err();
         }
     }
 
@@ -247,7 +260,8 @@ impl Pool {
         let channel = self.zygote.channel();
         let mut polled = vec![PollFd::new(&channel, PollFlags::IN)];
         polled.extend(making.iter().map(|(.., idle)| PollFd::new(&idle.socket, PollFlags::IN)));
-        let pause = self.lock().refused.is_some().then(|| timespec(PAUSE));
+        let refused = self.lock().lines.values().any(|line| line.refused.is_some());
+        let pause = refused.then(|| timespec(PAUSE));
         rustix::io::retry_on_intr(|| poll(&mut polled, pause.as_ref()))?;
         let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
         drop(polled);
@@ -284,14 +298,14 @@ impl Pool {
         line.making.remove(&id);
         match (said, Arc::try_unwrap(idle)) {
             (Ok(Some(Frame::Ready(ready))), Ok(idle)) => {
-                if line.ready.len() < line.wanted + line.awaited {
+                if line.ready.len() < line.enough() {
                     line.ready.push((id, idle));
                 }
+                line.refused = None;
                 state.jail = ready.jail;
                 state.made += 1;
-                state.refused = None;
             }
-            (Ok(Some(Frame::Failed(failure))), _) => state.refused = Some((failure, Instant::now())),
+            (Ok(Some(Frame::Failed(failure))), _) => line.refuse(failure),
             // How it ended the zygote will tell.
             _ => drop(line.making.insert(id, None)),
         }
@@ -310,30 +324,13 @@ impl Pool {
                 }
             }
             News::Refused { id, failure } => {
-                state.forget(id);
-                state.refused = Some((failure, Instant::now()));
+                state.refuse(id, failure);
             }
             News::Unreachable { id } => {
-                state.forget(id);
                 let text = "No descriptor is left for a shell; raise the limit of open files (`ulimit -n`)";
-                let failure = Failure::text(Kind::HostCannot, text);
-                state.refused = Some((failure, Instant::now()));
+                state.refuse(id, Failure::text(Kind::HostCannot, text));
             }
-            News::Ended { id, end } => {
-                let making = state.lines.values().any(|line| line.making.contains_key(&id));
-                if state.forget(id) {
-                    state.died += 1;
-                }
-                // One that said why is gone from the list already.
-                if making {
-                    let text = format!("A shell {end} while it was made");
-                    state.refused = Some((Failure::text(Kind::HostCannot, text), Instant::now()));
-                }
-                state.ended.insert(id, end);
-                while state.ended.len() > ENDS {
-                    state.ended.pop_first();
-                }
-            }
+            News::Ended { id, end } => state.ended(id, end),
         }
         self.refill(&mut state);
         drop(state);
@@ -348,8 +345,7 @@ impl Pool {
             ready: line.ready.len(),
             making: line.making.len(),
         };
-        let mut shells: Vec<Count> = state.lines.iter().map(count).collect();
-        shells.sort_unstable_by_key(|count| count.shape);
+        let shells = state.lines.iter().map(count).collect();
         Figures { shells, made: state.made, died: state.died, jail: state.jail.clone() }
     }
 
@@ -371,13 +367,51 @@ impl Pool {
 }
 
 impl State {
-    /// Whether a shell was waiting or being made that is no more.
-    fn forget(&mut self, id: u64) -> bool {
-        self.lines.values_mut().any(|line| {
+    fn want(&mut self, wanted: &BTreeMap<Shape, usize>) {
+        for shape in wanted.keys() {
+            self.lines.entry(*shape).or_default();
+        }
+        for (shape, line) in &mut self.lines {
+            line.wanted = wanted.get(shape).copied();
+            let surplus = line.ready.len().saturating_sub(line.enough());
+            // A shell that is told nothing any more ends.
+            line.ready.drain(..surplus);
+        }
+    }
+
+    /// Decides on the next shell to make. One that somebody waits for comes before all that are to wait, lest a function that wants
+    /// thousands keep others' callers waiting; otherwise each shape has its turn, lest one that never gets ready take all of them.
+    fn begin_next(&mut self) -> Option<(u64, Shape)> {
+        let lacking = |line: &Line| line.refusal().is_none() && line.coming() < line.enough();
+        let turn = |line: &Line| (line.coming() >= line.awaited, line.asked);
+        let lines = self.lines.iter_mut().filter(|(_, line)| lacking(line));
+        let (shape, line) = lines.min_by_key(|(_, line)| turn(line))?;
+        self.next_id += 1;
+        line.asked = self.next_id;
+        line.making.insert(self.next_id, None);
+        Some((self.next_id, *shape))
+    }
+
+    /// A shell cannot be made; whether it was being made.
+    fn refuse(&mut self, id: u64, failure: Failure) -> bool {
+        let line = self.lines.values_mut().find_map(|line| line.making.remove(&id).map(|_| line));
+        line.map(|line| line.refuse(failure)).is_some()
+    }
+
+    fn ended(&mut self, id: u64, end: End) {
+        // One that said why is gone from the list already.
+        let text = format!("A shell {end} while it was made");
+        let making = self.refuse(id, Failure::text(Kind::HostCannot, text));
+        let waiting = self.lines.values_mut().any(|line| {
             let before = line.ready.len();
             line.ready.retain(|(ready, _)| *ready != id);
-            line.making.remove(&id).is_some() || line.ready.len() < before
-        })
+            line.ready.len() < before
+        });
+        self.died += u64::from(making || waiting);
+        self.ended.insert(id, end);
+        while self.ended.len() > ENDS {
+            self.ended.pop_first();
+        }
     }
 }
 
@@ -398,4 +432,84 @@ pub(super) fn timespec(time: Duration) -> Timespec {
 /// Waits for a change, for so long.
 fn wait<'a, T>(changed: &Condvar, state: MutexGuard<'a, T>, left: Duration) -> MutexGuard<'a, T> {
     changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: Shape = Shape { memory_bytes: 1, vcpus: 1 };
+    const LARGE: Shape = Shape { memory_bytes: 2, vcpus: 1 };
+
+    fn wanting(small: usize, large: usize) -> State {
+        let mut state = State::default();
+        state.want(&[(SMALL, small), (LARGE, large)].into());
+        state
+    }
+
+    fn line(state: &mut State, shape: Shape) -> &mut Line {
+        state.lines.get_mut(&shape).unwrap()
+    }
+
+    fn next(state: &mut State) -> Option<Shape> {
+        state.begin_next().map(|(_, shape)| shape)
+    }
+
+    #[test]
+    fn what_somebody_waits_for_is_made_before_what_is_to_wait() {
+        let mut state = wanting(4096, 0);
+        for _ in 0..3 {
+            assert_eq!(next(&mut state), Some(SMALL));
+        }
+        line(&mut state, LARGE).awaited = 2;
+        let made: Vec<_> = (0..3).map(|_| next(&mut state)).collect();
+        assert_eq!(made, [Some(LARGE), Some(LARGE), Some(SMALL)]);
+    }
+
+    #[test]
+    fn every_shape_has_its_turn() {
+        let mut state = wanting(9, 2);
+        let made: Vec<_> = (0..4).map(|_| next(&mut state)).collect();
+        assert_eq!(made, [Some(SMALL), Some(LARGE), Some(SMALL), Some(LARGE)]);
+        // Nor does one take it whose shells are always about to be made, and never are.
+        line(&mut state, SMALL).awaited = 9;
+        line(&mut state, LARGE).awaited = 9;
+        for _ in 0..4 {
+            let (first, second) = (state.begin_next().unwrap(), state.begin_next().unwrap());
+            assert_ne!(first.1, second.1);
+            let failed = if first.1 == LARGE { first.0 } else { second.0 };
+            line(&mut state, LARGE).making.remove(&failed);
+        }
+    }
+
+    #[test]
+    fn a_shape_that_cannot_be_made_holds_up_no_other() {
+        let mut state = wanting(2, 2);
+        let (id, shape) = state.begin_next().unwrap();
+        assert!(state.refuse(id, Failure::text(Kind::HostCannot, "too large")));
+        let other = if shape == SMALL { LARGE } else { SMALL };
+        let made: Vec<_> = (0..3).map(|_| next(&mut state)).collect();
+        assert_eq!(made, [Some(other), Some(other), None]);
+        assert!(line(&mut state, other).refusal().is_none());
+        assert!(line(&mut state, shape).refusal().is_some());
+        // It is tried again.
+        line(&mut state, shape).refused.as_mut().unwrap().1 -= PAUSE;
+        assert_eq!(next(&mut state), Some(shape));
+    }
+
+    #[test]
+    fn a_shape_that_no_function_has_any_more_is_forgotten_once_nothing_of_it_is_left() {
+        let mut state = wanting(1, 0);
+        let (id, _) = state.begin_next().unwrap();
+        state.want(&BTreeMap::new());
+        assert!(!line(&mut state, SMALL).is_over(), "one of it is being made");
+        assert!(line(&mut state, LARGE).is_over());
+        state.ended(id, End { code: 0, out_of_memory: None });
+        assert!(!line(&mut state, SMALL).is_over(), "nobody asks again at once");
+        line(&mut state, SMALL).refused = None;
+        assert!(line(&mut state, SMALL).is_over());
+        assert_eq!((state.died, next(&mut state)), (1, None));
+        state.want(&[(SMALL, 0)].into());
+        assert!(!line(&mut state, SMALL).is_over(), "a function has it that wants none");
+    }
 }

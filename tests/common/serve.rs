@@ -61,10 +61,10 @@ pub fn serve_command(socket: &Path) -> Command {
     command
 }
 
-/// This command with at most so many open files.
-pub fn with_descriptors(serve: &Command, count: u32) -> Command {
+/// This command within a limit of the shell's `ulimit`.
+pub fn within(serve: &Command, limit: &str) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", &format!("ulimit -n {count} && exec \"$@\""), "sh"]);
+    command.args(["-c", &format!("ulimit {limit} && exec \"$@\""), "sh"]);
     command.arg(serve.get_program()).args(serve.get_args());
     command
 }
@@ -87,7 +87,13 @@ impl Daemon {
     /// Starts this command with at most so many open files, listening at `socket`.
     #[track_caller]
     pub fn run_with_descriptors(serve: &Command, count: u32, socket: PathBuf) -> Self {
-        Self::run(&mut with_descriptors(serve, count), socket)
+        Self::run_within(serve, &format!("-n {count}"), socket)
+    }
+
+    /// Starts this command within a limit of the shell's `ulimit`, listening at `socket`.
+    #[track_caller]
+    pub fn run_within(serve: &Command, limit: &str, socket: PathBuf) -> Self {
+        Self::run(&mut within(serve, limit), socket)
     }
 
     /// Starts this command, which listens at `socket`.
