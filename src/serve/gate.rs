@@ -1,15 +1,34 @@
 //! How many events of a function are served at once, how many wait, and for how long.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// Lets a number of events in, and a number wait.
+/// Lets a number of events in, and a number wait; those in the order in which they came.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Gate(Mutex<State>);
+
+/// Nobody waits while there is room inside.
+#[derive(Debug)]
+struct State {
     running_max: usize,
     waiting_max: usize,
-    state: Mutex<Load>,
-    changed: Condvar,
+    running: usize,
+    /// By when they came, and how each hears that it has been let in: it is not here any more.
+    waiting: BTreeMap<u64, Arc<Condvar>>,
+    came: u64,
+}
+
+impl State {
+    /// Lets in whom there is room for. By whoever makes room, not by those who wait: a newcomer could be faster than one of them, who
+    /// would then wait for ever behind those who came later.
+    fn let_in(&mut self) {
+        while self.running < self.running_max {
+            let Some((_, waiting)) = self.waiting.pop_first() else { return };
+            self.running += 1;
+            waiting.notify_one();
+        }
+    }
 }
 
 /// How many there are.
@@ -36,15 +55,17 @@ pub struct Permit(Arc<Gate>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.lock().running -= 1;
-        self.0.changed.notify_one();
+        let mut state = self.0.lock();
+        state.running -= 1;
+        state.let_in();
     }
 }
 
 impl Gate {
     /// A gate with nobody inside.
     pub fn new(running_max: usize, waiting_max: usize) -> Self {
-        Gate { running_max, waiting_max, state: Mutex::default(), changed: Condvar::new() }
+        let (waiting, came) = (BTreeMap::new(), 0);
+        Gate(Mutex::new(State { running_max, waiting_max, running: 0, waiting, came }))
     }
 
     /// Enters, at once or before `deadline`.
@@ -52,34 +73,42 @@ impl Gate {
     /// # Errors
     /// See [`Closed`].
     pub fn enter(self: &Arc<Self>, deadline: Instant) -> Result<Permit, Closed> {
-        let mut load = self.lock();
-        if load.running >= self.running_max {
-            if load.waiting >= self.waiting_max {
-                return Err(Closed::Full);
-            }
-            load.waiting += 1;
-            while load.running >= self.running_max {
-                let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
-                let Some(left) = left else {
-                    load.waiting -= 1;
-                    return Err(Closed::Late);
-                };
-                load = self.changed.wait_timeout(load, left).unwrap_or_else(PoisonError::into_inner).0;
-            }
-            load.waiting -= 1;
+        let mut state = self.lock();
+        if state.running < state.running_max {
+            state.running += 1;
+        } else if state.waiting.len() < state.waiting_max {
+            wait(state, deadline)?;
+        } else {
+            return Err(Closed::Full);
         }
-        load.running += 1;
         Ok(Permit(Arc::clone(self)))
     }
 
     /// How many are inside and before it.
     pub fn load(&self) -> Load {
-        *self.lock()
+        let state = self.lock();
+        Load { running: state.running, waiting: state.waiting.len() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Load> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Waits to be let in, behind those who came before.
+fn wait(mut state: MutexGuard<'_, State>, deadline: Instant) -> Result<(), Closed> {
+    state.came += 1;
+    let (own, let_in) = (state.came, Arc::new(Condvar::new()));
+    state.waiting.insert(own, Arc::clone(&let_in));
+    while state.waiting.contains_key(&own) {
+        let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+        let Some(left) = left else {
+            state.waiting.remove(&own);
+            return Err(Closed::Late);
+        };
+        state = let_in.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -88,21 +117,66 @@ mod tests {
 
     use super::*;
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_millis(20)
+    }
+
+    fn in_a_while() -> Instant {
+        Instant::now() + Duration::from_secs(60)
+    }
+
+    fn wait_until_waiting(gate: &Gate, count: usize) {
+        while gate.load().waiting != count {
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn so_many_are_let_in_so_many_wait_and_the_rest_is_turned_away() {
         let gate = Arc::new(Gate::new(1, 1));
-        let soon = || Instant::now() + Duration::from_millis(20);
         let inside = gate.enter(soon()).unwrap();
         assert_eq!(gate.enter(soon()).unwrap_err(), Closed::Late);
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| gate.enter(Instant::now() + Duration::from_secs(60)));
-            while gate.load().waiting == 0 {
-                std::thread::yield_now();
-            }
+            let waiting = scope.spawn(|| gate.enter(in_a_while()));
+            wait_until_waiting(&gate, 1);
             assert_eq!(gate.enter(soon()).unwrap_err(), Closed::Full);
             drop(inside);
             assert!(waiting.join().unwrap().is_ok());
         });
         assert_eq!(gate.load(), Load::default());
+    }
+
+    #[test]
+    fn whoever_came_first_is_let_in_first() {
+        let gate = Arc::new(Gate::new(1, 9));
+        let (inside, order) = (gate.enter(soon()).unwrap(), Mutex::new(Vec::new()));
+        std::thread::scope(|scope| {
+            for own in 0..5 {
+                let (gate, order) = (&gate, &order);
+                scope.spawn(move || {
+                    let _inside = gate.enter(in_a_while()).unwrap();
+                    order.lock().unwrap().push(own);
+                });
+                wait_until_waiting(gate, own + 1);
+            }
+            drop(inside);
+        });
+        assert_eq!(order.into_inner().unwrap(), [0, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_newcomer_does_not_overtake_who_has_waited() {
+        let gate = Arc::new(Gate::new(1, 9));
+        let inside = gate.enter(soon()).unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| gate.enter(in_a_while()).unwrap());
+            wait_until_waiting(&gate, 1);
+            drop(inside);
+            // The other may not even have woken up.
+            assert_eq!(gate.load(), Load { running: 1, waiting: 0 });
+            assert_eq!(gate.enter(Instant::now()).unwrap_err(), Closed::Late);
+            drop(waiting.join().unwrap());
+        });
+        assert!(gate.enter(Instant::now()).is_ok());
     }
 }

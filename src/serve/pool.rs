@@ -1,6 +1,6 @@
 //! Shells that wait, by the shape of their machine: taken by whoever has an event, made again beside that.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -76,8 +76,8 @@ struct Line {
     making: BTreeMap<u64, Option<Arc<Idle>>>,
     /// How many are to wait; `None` where no function has this shape.
     wanted: Option<usize>,
-    /// How many somebody waits for.
-    awaited: usize,
+    /// Those who wait for one, by when they came.
+    waiting: BTreeSet<u64>,
     /// The last one that was asked for.
     asked: u64,
     /// Why the last one could not be made, and when that was. Of other shapes that says nothing: this one's may need more memory.
@@ -87,12 +87,17 @@ struct Line {
 impl Line {
     /// How many there are to be.
     fn enough(&self) -> usize {
-        self.wanted.unwrap_or_default() + self.awaited
+        self.wanted.unwrap_or_default() + self.waiting.len()
     }
 
     /// How many there are, or will be.
     fn coming(&self) -> usize {
         self.ready.len() + self.making.len()
+    }
+
+    /// Whether nobody came before the `own`th, who may not wait yet.
+    fn is_turn_of(&self, own: u64) -> bool {
+        self.waiting.first().is_none_or(|first| own <= *first)
     }
 
     fn refuse(&mut self, failure: Failure) {
@@ -114,6 +119,8 @@ impl Line {
 struct State {
     lines: BTreeMap<Shape, Line>,
     next_id: u64,
+    /// How many have waited so far.
+    came: u64,
     /// How the last shells ended.
     ended: BTreeMap<u64, End>,
     /// How much of a jail the last shell had.
@@ -190,14 +197,16 @@ impl Pool {
     /// See [`NoShell`].
     pub fn take(self: &Arc<Self>, shape: Shape, deadline: Instant) -> Result<Shell, NoShell> {
         let mut state = self.lock();
-        if let Some(shell) = self.ready(&mut state, shape) {
+        state.came += 1;
+        let own = state.came;
+        if let Some(shell) = self.ready(&mut state, shape, own) {
             // What replaces it is made once it has answered: not now, when it needs the processor.
             return Ok(shell);
         }
-        state.lines.entry(shape).or_default().awaited += 1;
+        state.lines.entry(shape).or_default().waiting.insert(own);
         let outcome = loop {
             self.refill(&mut state);
-            if let Some(shell) = self.ready(&mut state, shape) {
+            if let Some(shell) = self.ready(&mut state, shape, own) {
                 break Ok(shell);
             }
             if state.gone {
@@ -212,16 +221,21 @@ impl Pool {
             }
         };
         if let Some(line) = state.lines.get_mut(&shape) {
-            line.awaited = line.awaited.saturating_sub(1);
+            line.waiting.remove(&own);
+            if !line.ready.is_empty() && !line.waiting.is_empty() {
+                // Whoever is the first now may have seen it before.
+                self.changed.notify_all();
+            }
         }
         outcome
     }
 
-    fn ready(self: &Arc<Self>, state: &mut State, shape: Shape) -> Option<Shell> {
+    /// A shell for whoever came as the `own`th, unless somebody came before, or none is ready.
+    fn ready(self: &Arc<Self>, state: &mut State, shape: Shape, own: u64) -> Option<Shell> {
+        let line = state.lines.get_mut(&shape).filter(|line| line.is_turn_of(own))?;
         // The one that got ready last: what it has touched is still in the caches. Of one that has ended the zygote may not have
         // told yet.
-        let ready = &mut state.lines.get_mut(&shape)?.ready;
-        while let Some((id, Idle { socket, process })) = ready.pop() {
+        while let Some((id, Idle { socket, process })) = line.ready.pop() {
             if is_alive(&process) {
                 return Some(Shell { id, socket, process, pool: Arc::clone(self) });
             }
@@ -383,7 +397,7 @@ impl State {
     /// thousands keep others' callers waiting; otherwise each shape has its turn, lest one that never gets ready take all of them.
     fn begin_next(&mut self) -> Option<(u64, Shape)> {
         let lacking = |line: &Line| line.refusal().is_none() && line.coming() < line.enough();
-        let turn = |line: &Line| (line.coming() >= line.awaited, line.asked);
+        let turn = |line: &Line| (line.coming() >= line.waiting.len(), line.asked);
         let lines = self.lines.iter_mut().filter(|(_, line)| lacking(line));
         let (shape, line) = lines.min_by_key(|(_, line)| turn(line))?;
         self.next_id += 1;
@@ -461,9 +475,20 @@ mod tests {
         for _ in 0..3 {
             assert_eq!(next(&mut state), Some(SMALL));
         }
-        line(&mut state, LARGE).awaited = 2;
+        line(&mut state, LARGE).waiting = (0..2).collect();
         let made: Vec<_> = (0..3).map(|_| next(&mut state)).collect();
         assert_eq!(made, [Some(LARGE), Some(LARGE), Some(SMALL)]);
+    }
+
+    #[test]
+    fn whoever_came_first_has_the_next_shell() {
+        let mut state = wanting(1, 0);
+        let line = line(&mut state, SMALL);
+        assert!(line.is_turn_of(3));
+        line.waiting = [1, 2].into();
+        assert!(line.is_turn_of(1) && !line.is_turn_of(2) && !line.is_turn_of(3));
+        line.waiting.remove(&1);
+        assert!(line.is_turn_of(2) && !line.is_turn_of(3));
     }
 
     #[test]
@@ -472,8 +497,8 @@ mod tests {
         let made: Vec<_> = (0..4).map(|_| next(&mut state)).collect();
         assert_eq!(made, [Some(SMALL), Some(LARGE), Some(SMALL), Some(LARGE)]);
         // Nor does one take it whose shells are always about to be made, and never are.
-        line(&mut state, SMALL).awaited = 9;
-        line(&mut state, LARGE).awaited = 9;
+        line(&mut state, SMALL).waiting = (0..9).collect();
+        line(&mut state, LARGE).waiting = (9..18).collect();
         for _ in 0..4 {
             let (first, second) = (state.begin_next().unwrap(), state.begin_next().unwrap());
             assert_ne!(first.1, second.1);
