@@ -271,6 +271,28 @@ fn a_caller_who_goes_takes_the_clone_along() {
 }
 
 #[test]
+fn an_event_whose_caller_goes_while_it_waits_is_not_served() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    let settings = json!({ "concurrency": 1, "queue_timeout_ms": 600_000, "event_timeout_ms": 600_000 });
+    daemon.register_with("faulty", &place.bake("faulty"), settings);
+    let metric = |name: &str| daemon.metric(&format!("ember_events{name}"));
+    let state = |state: &str| metric(&format!("{{function=\"faulty\",state=\"{state}\"}}"));
+    let ended = |outcome: &str| metric(&format!("_total{{function=\"faulty\",outcome=\"{outcome}\"}}"));
+    let serving = daemon.begin("faulty", "spin");
+    wait_until("it is served", || state("running") == 1);
+    let waiting: Vec<_> = (0..3).map(|_| daemon.begin("faulty", "exit 0")).collect();
+    wait_until("the next ones wait", || state("waiting") == 3);
+    drop(waiting);
+    wait_until("they have ended", || ended("abandoned") == 3);
+    assert_eq!((state("waiting"), state("running")), (0, 1));
+    drop(serving);
+    wait_until("so has the first", || ended("abandoned") == 4);
+    daemon.invoke("faulty", "exit 0").answers("exiting");
+    assert_eq!(ended("abandoned"), 4);
+}
+
+#[test]
 fn a_bundle_that_is_deleted_or_replaced_serves_on_as_it_was() {
     let place = Place::new();
     let (echo, toucher) = (place.bake("echo"), place.bake("toucher"));

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How often who waits looks whether it still has to: its caller may have gone.
+pub const LOOK: Duration = Duration::from_millis(100);
 
 /// Lets a number of events in, and a number wait; those in the order in which they came.
 #[derive(Debug)]
@@ -47,6 +50,8 @@ pub enum Closed {
     Full,
     /// It waited until its deadline.
     Late,
+    /// Its caller has gone.
+    Abandoned,
 }
 
 /// An event that is inside until this is dropped.
@@ -68,20 +73,46 @@ impl Gate {
         Gate(Mutex::new(State { running_max, waiting_max, running: 0, waiting, came }))
     }
 
-    /// Enters, at once or before `deadline`.
+    /// Enters, at once or before `deadline`, unless the caller `is_gone` while it waits.
     ///
     /// # Errors
     /// See [`Closed`].
-    pub fn enter(self: &Arc<Self>, deadline: Instant) -> Result<Permit, Closed> {
+    pub fn enter(self: &Arc<Self>, deadline: Instant, is_gone: &dyn Fn() -> bool) -> Result<Permit, Closed> {
         let mut state = self.lock();
         if state.running < state.running_max {
             state.running += 1;
         } else if state.waiting.len() < state.waiting_max {
-            wait(state, deadline)?;
+            self.wait(state, deadline, is_gone)?;
         } else {
             return Err(Closed::Full);
         }
         Ok(Permit(Arc::clone(self)))
+    }
+
+    /// Waits to be let in, behind those who came before.
+    fn wait(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        deadline: Instant,
+        is_gone: &dyn Fn() -> bool,
+    ) -> Result<(), Closed> {
+        state.came += 1;
+        let (own, let_in) = (state.came, Arc::new(Condvar::new()));
+        state.waiting.insert(own, Arc::clone(&let_in));
+        while state.waiting.contains_key(&own) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                state.waiting.remove(&own);
+                return Err(Closed::Late);
+            }
+            let (again, looked) =
+                let_in.wait_timeout(state, left.min(LOOK)).unwrap_or_else(PoisonError::into_inner);
+            state = again;
+            if looked.timed_out() && is_gone() && state.waiting.remove(&own).is_some() {
+                return Err(Closed::Abandoned);
+            }
+        }
+        Ok(())
     }
 
     /// How many are inside and before it.
@@ -95,22 +126,6 @@ impl Gate {
     }
 }
 
-/// Waits to be let in, behind those who came before.
-fn wait(mut state: MutexGuard<'_, State>, deadline: Instant) -> Result<(), Closed> {
-    state.came += 1;
-    let (own, let_in) = (state.came, Arc::new(Condvar::new()));
-    state.waiting.insert(own, Arc::clone(&let_in));
-    while state.waiting.contains_key(&own) {
-        let left = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
-        let Some(left) = left else {
-            state.waiting.remove(&own);
-            return Err(Closed::Late);
-        };
-        state = let_in.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -119,6 +134,10 @@ mod tests {
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_millis(20)
+    }
+
+    fn stays() -> bool {
+        false
     }
 
     fn in_a_while() -> Instant {
@@ -134,12 +153,12 @@ mod tests {
     #[test]
     fn so_many_are_let_in_so_many_wait_and_the_rest_is_turned_away() {
         let gate = Arc::new(Gate::new(1, 1));
-        let inside = gate.enter(soon()).unwrap();
-        assert_eq!(gate.enter(soon()).unwrap_err(), Closed::Late);
+        let inside = gate.enter(soon(), &stays).unwrap();
+        assert_eq!(gate.enter(soon(), &stays).unwrap_err(), Closed::Late);
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| gate.enter(in_a_while()));
+            let waiting = scope.spawn(|| gate.enter(in_a_while(), &stays));
             wait_until_waiting(&gate, 1);
-            assert_eq!(gate.enter(soon()).unwrap_err(), Closed::Full);
+            assert_eq!(gate.enter(soon(), &stays).unwrap_err(), Closed::Full);
             drop(inside);
             assert!(waiting.join().unwrap().is_ok());
         });
@@ -149,12 +168,12 @@ mod tests {
     #[test]
     fn whoever_came_first_is_let_in_first() {
         let gate = Arc::new(Gate::new(1, 9));
-        let (inside, order) = (gate.enter(soon()).unwrap(), Mutex::new(Vec::new()));
+        let (inside, order) = (gate.enter(soon(), &stays).unwrap(), Mutex::new(Vec::new()));
         std::thread::scope(|scope| {
             for own in 0..5 {
                 let (gate, order) = (&gate, &order);
                 scope.spawn(move || {
-                    let _inside = gate.enter(in_a_while()).unwrap();
+                    let _inside = gate.enter(in_a_while(), &stays).unwrap();
                     order.lock().unwrap().push(own);
                 });
                 wait_until_waiting(gate, own + 1);
@@ -167,16 +186,26 @@ mod tests {
     #[test]
     fn a_newcomer_does_not_overtake_who_has_waited() {
         let gate = Arc::new(Gate::new(1, 9));
-        let inside = gate.enter(soon()).unwrap();
+        let inside = gate.enter(soon(), &stays).unwrap();
         std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| gate.enter(in_a_while()).unwrap());
+            let waiting = scope.spawn(|| gate.enter(in_a_while(), &stays).unwrap());
             wait_until_waiting(&gate, 1);
             drop(inside);
             // The other may not even have woken up.
             assert_eq!(gate.load(), Load { running: 1, waiting: 0 });
-            assert_eq!(gate.enter(Instant::now()).unwrap_err(), Closed::Late);
+            assert_eq!(gate.enter(Instant::now(), &stays).unwrap_err(), Closed::Late);
             drop(waiting.join().unwrap());
         });
-        assert!(gate.enter(Instant::now()).is_ok());
+        assert!(gate.enter(Instant::now(), &stays).is_ok());
+    }
+
+    #[test]
+    fn who_has_gone_waits_no_longer() {
+        let gate = Arc::new(Gate::new(1, 1));
+        let inside = gate.enter(soon(), &stays).unwrap();
+        assert_eq!(gate.enter(in_a_while(), &|| true).unwrap_err(), Closed::Abandoned);
+        assert_eq!(gate.load(), Load { running: 1, waiting: 0 });
+        drop(inside);
+        assert!(gate.enter(soon(), &stays).is_ok());
     }
 }

@@ -104,10 +104,16 @@ fn serve(
     caller: &mut dyn Caller,
 ) -> Result<Done, Refusal> {
     let queued_until = Instant::now() + Duration::from_millis(function.settings.queue_timeout_ms);
-    let _permit = function.gate.enter(queued_until).map_err(|closed| match closed {
+    let is_gone = || is_gone(caller);
+    let _permit = function.gate.enter(queued_until, &is_gone).map_err(|closed| match closed {
         Closed::Full => Refusal::Full,
         Closed::Late => Refusal::Late,
+        Closed::Abandoned => Refusal::Abandoned,
     })?;
+    // Between two looks: a clone, too, would be used up for nobody.
+    if is_gone() {
+        return Err(Refusal::Abandoned);
+    }
     let limit = call.limit.map_or(function.limit, |asked| asked.min(function.limit));
     // A clone that is asked to be somebody in particular is a fresh one, and nobody's after that: its environment may hold secrets.
     let anybody = call.identity == Identity::default();
@@ -119,7 +125,7 @@ fn serve(
     let (shell, left) = match again {
         Some((shell, left)) => (shell, left - 1),
         None => {
-            let shell = pool.take(function.shape, queued_until).map_err(no_shell)?;
+            let shell = pool.take(function.shape, queued_until, &is_gone).map_err(no_shell)?;
             let left = if anybody { function.settings.reuse.saturating_sub(1) } else { 0 };
             send(&shell, function, &call, limit, left, true)?;
             (shell, left)
@@ -132,9 +138,17 @@ fn serve(
     Ok(done)
 }
 
+/// Whether nobody is left to hear an answer.
+fn is_gone(caller: &dyn Caller) -> bool {
+    let (goes, flags) = caller.goes();
+    let mut polled = [PollFd::from_borrowed_fd(goes, flags)];
+    poll(&mut polled, Some(&timespec(Duration::ZERO))).is_ok_and(|gone| gone > 0)
+}
+
 fn no_shell(why: NoShell) -> Refusal {
     match why {
         NoShell::Late => Refusal::Late,
+        NoShell::Abandoned => Refusal::Abandoned,
         NoShell::Refused(failure) => Refusal::Failed(failure),
         NoShell::Gone => {
             Refusal::Failed(Failure::text(Kind::Internal, "The zygote is gone: restart the daemon"))

@@ -14,6 +14,7 @@ use crate::failure::{Failure, Kind};
 use crate::vm::Shape;
 
 use super::frame::Frame;
+use super::gate::LOOK;
 use super::zygote::{End, News, Zygote};
 
 /// Shells that are made at the same time, for each processor: more would only take it from each other.
@@ -149,6 +150,8 @@ pub enum NoShell {
     Late,
     /// None can be made.
     Refused(Failure),
+    /// Whoever waited for it has gone.
+    Abandoned,
     /// The zygote is gone.
     Gone,
 }
@@ -191,11 +194,16 @@ impl Pool {
         self.refill(&mut state);
     }
 
-    /// A shell that is ready, or the next one that gets ready until `deadline`.
+    /// A shell that is ready, or the next one that gets ready until `deadline`, unless the caller `is_gone` meanwhile.
     ///
     /// # Errors
     /// See [`NoShell`].
-    pub fn take(self: &Arc<Self>, shape: Shape, deadline: Instant) -> Result<Shell, NoShell> {
+    pub fn take(
+        self: &Arc<Self>,
+        shape: Shape,
+        deadline: Instant,
+        is_gone: &dyn Fn() -> bool,
+    ) -> Result<Shell, NoShell> {
         let mut state = self.lock();
         state.came += 1;
         let own = state.came;
@@ -204,6 +212,7 @@ impl Pool {
             return Ok(shell);
         }
         state.lines.entry(shape).or_default().waiting.insert(own);
+        let mut looked = Instant::now();
         let outcome = loop {
             self.refill(&mut state);
             if let Some(shell) = self.ready(&mut state, shape, own) {
@@ -215,9 +224,16 @@ impl Pool {
             if let Some(failure) = state.lines.get(&shape).and_then(Line::refusal) {
                 break Err(NoShell::Refused(failure.clone()));
             }
-            match deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
-                Some(left) => state = wait(&self.changed, state, left),
-                None => break Err(NoShell::Late),
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break Err(NoShell::Late);
+            }
+            state = wait(&self.changed, state, left.min(LOOK));
+            if looked.elapsed() >= LOOK {
+                if is_gone() {
+                    break Err(NoShell::Abandoned);
+                }
+                looked = Instant::now();
             }
         };
         if let Some(line) = state.lines.get_mut(&shape) {
