@@ -72,6 +72,35 @@ fn a_function_s_failure_is_told_from_the_platform_s_and_the_caller_s() {
     };
     assert_eq!((count("answered"), count("function_failed")), (1, 1));
     assert!(count("platform_failed") >= 3);
+    assert_eq!((count("bad_request"), count("abandoned")), (1, 0));
+}
+
+#[test]
+fn a_function_that_is_registered_again_serves_no_more_at_once() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    let (bundle, path) = (place.bake("faulty"), "/functions/faulty");
+    let register = |concurrency: usize| {
+        let settings =
+            json!({ "concurrency": concurrency, "queue_timeout_ms": 50, "event_timeout_ms": 600_000 });
+        daemon.register_with("faulty", &bundle, settings);
+    };
+    let running = || daemon.get(path).json()["running"].as_u64().unwrap();
+    register(1);
+    let serving = daemon.begin("faulty", "spin");
+    wait_until("it is served", || running() == 1);
+    register(1);
+    assert_eq!(running(), 1);
+    daemon.invoke("faulty", "exit 0").fails(503, "platform", "did not come in time");
+    daemon.request("DELETE", path, &[], &[]);
+    register(1);
+    daemon.invoke("faulty", "exit 0").fails(503, "platform", "did not come in time");
+    register(2);
+    daemon.invoke("faulty", "exit 0").answers("exiting");
+    drop(serving);
+    wait_until("it is served no more", || running() == 0);
+    register(1);
+    daemon.invoke("faulty", "exit 0").answers("exiting");
 }
 
 #[test]

@@ -260,10 +260,6 @@ fn answer_event(
     let outcome = invoke(&daemon.pool, &function, call, &mut caller);
     let response = match outcome {
         Ok(done) => caller.response(&done),
-        Err(Refusal::Abandoned) if caller.is_too_long() => {
-            let text = "The answer is longer than 64 MiB; ask for it in frames";
-            Response::failure(&Failure::text(Kind::GuestFailed, text))
-        }
         Err(Refusal::Abandoned) => return Err(io::ErrorKind::BrokenPipe.into()),
         Err(refusal) => refused(&refusal),
     };
@@ -327,10 +323,6 @@ impl<'a> Whole<'a> {
         Whole { connection, interface, answer: Vec::new(), log: Vec::new(), head: None }
     }
 
-    fn is_too_long(&self) -> bool {
-        self.answer.len() > WHOLE_MAX
-    }
-
     fn response(self, done: &Done) -> Response {
         let status = if done.exit_code == 0 { 200 } else { 500 };
         let mut response = Response { status, headers: Vec::new(), body: self.answer };
@@ -358,7 +350,7 @@ impl<'a> Whole<'a> {
 }
 
 impl Caller for Whole<'_> {
-    fn take(&mut self, piece: Notice, _: Instant) -> io::Result<()> {
+    fn take(&mut self, piece: Notice, _: Instant) -> Result<(), Refusal> {
         let is_answer = piece.is_answer(self.interface);
         match piece {
             Notice::Output { bytes, .. } | Notice::Answer { bytes } if is_answer => self.answer.extend(bytes),
@@ -370,7 +362,11 @@ impl Caller for Whole<'_> {
             Notice::Head { status, headers } => self.head = Some((status, headers)),
             _ => {}
         }
-        if self.is_too_long() { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(()) }
+        if self.answer.len() > WHOLE_MAX {
+            let text = "The answer is longer than 64 MiB; ask for it in frames";
+            return Err(Refusal::Failed(Failure::text(Kind::GuestFailed, text)));
+        }
+        Ok(())
     }
 
     fn goes(&self) -> (BorrowedFd<'_>, PollFlags) {
@@ -414,8 +410,8 @@ impl Streamed<'_> {
 }
 
 impl Caller for Streamed<'_> {
-    fn take(&mut self, piece: Notice, deadline: Instant) -> io::Result<()> {
-        self.frame(&Frame::Piece(piece), Some(deadline))
+    fn take(&mut self, piece: Notice, deadline: Instant) -> Result<(), Refusal> {
+        self.frame(&Frame::Piece(piece), Some(deadline)).map_err(|_| Refusal::Abandoned)
     }
 
     fn goes(&self) -> (BorrowedFd<'_>, PollFlags) {

@@ -73,6 +73,13 @@ impl Gate {
         Gate(Mutex::new(State { running_max, waiting_max, running: 0, waiting, came }))
     }
 
+    /// Changes how many may be inside and before it. Nobody who is either is turned out.
+    pub fn set(&self, running_max: usize, waiting_max: usize) {
+        let mut state = self.lock();
+        (state.running_max, state.waiting_max) = (running_max, waiting_max);
+        state.let_in();
+    }
+
     /// Enters, at once or before `deadline`, unless the caller `is_gone` while it waits.
     ///
     /// # Errors
@@ -197,6 +204,23 @@ mod tests {
             drop(waiting.join().unwrap());
         });
         assert!(gate.enter(Instant::now(), &stays).is_ok());
+    }
+
+    #[test]
+    fn who_is_inside_counts_when_there_may_be_more_or_fewer() {
+        let gate = Arc::new(Gate::new(2, 0));
+        let inside = [gate.enter(soon(), &stays).unwrap(), gate.enter(soon(), &stays).unwrap()];
+        gate.set(1, 1);
+        let [first, second] = inside;
+        drop(first);
+        assert_eq!(gate.enter(soon(), &stays).unwrap_err(), Closed::Late);
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| gate.enter(in_a_while(), &stays).unwrap());
+            wait_until_waiting(&gate, 1);
+            gate.set(2, 1);
+            drop((waiting.join().unwrap(), second));
+        });
+        assert_eq!(gate.load(), Load::default());
     }
 
     #[test]

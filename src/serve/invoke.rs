@@ -55,6 +55,8 @@ impl Refusal {
     fn outcome(&self) -> Outcome {
         match self {
             Refusal::Full | Refusal::Late => Outcome::Overloaded,
+            // Much of what a caller may ask for only the clone can tell.
+            Refusal::Failed(failure) if failure.kind() == Kind::Usage => Outcome::BadRequest,
             Refusal::Failed(_) => Outcome::PlatformFailed,
             Refusal::Abandoned => Outcome::Abandoned,
         }
@@ -66,8 +68,8 @@ pub trait Caller {
     /// Takes a piece of the answer, until `deadline` at the longest: a clone lives no longer because its caller reads slowly.
     ///
     /// # Errors
-    /// The caller has gone, or has not read in time.
-    fn take(&mut self, piece: Notice, deadline: Instant) -> io::Result<()>;
+    /// The caller has gone or has not read in time, or the answer is longer than he can be given.
+    fn take(&mut self, piece: Notice, deadline: Instant) -> Result<(), Refusal>;
 
     /// Becomes ready with one of `flags` when the caller goes.
     fn goes(&self) -> (BorrowedFd<'_>, PollFlags);
@@ -233,7 +235,7 @@ impl<'a> Answer<'a> {
                         if std::mem::take(&mut self.first) {
                             self.function.counters.activation.add(self.sent.elapsed());
                         }
-                        caller.take(piece, self.deadline).map_err(|_| Refusal::Abandoned)?;
+                        caller.take(piece, self.deadline)?;
                     }
                     Frame::Done(done) => return Ok(done),
                     Frame::Failed(failure) => return Err(Refusal::Failed(failure)),

@@ -17,8 +17,10 @@ pub enum Outcome {
     Answered,
     /// The function answered that it failed.
     FunctionFailed,
-    /// There is no answer for a reason that is not the function's.
+    /// There is no answer for a reason that is neither the function's nor the caller's.
     PlatformFailed,
+    /// The caller asked for what cannot be.
+    BadRequest,
     /// It was turned away because too many were there.
     Overloaded,
     /// Its caller had gone, or did not read.
@@ -26,10 +28,11 @@ pub enum Outcome {
 }
 
 /// Every outcome and its name.
-const OUTCOMES: [(Outcome, &str); 5] = [
+const OUTCOMES: [(Outcome, &str); 6] = [
     (Outcome::Answered, "answered"),
     (Outcome::FunctionFailed, "function_failed"),
     (Outcome::PlatformFailed, "platform_failed"),
+    (Outcome::BadRequest, "bad_request"),
     (Outcome::Overloaded, "overloaded"),
     (Outcome::Abandoned, "abandoned"),
 ];

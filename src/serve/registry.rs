@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -162,11 +162,22 @@ fn check(name: &str, settings: &Settings) -> Result<(), Failure> {
 #[derive(Debug, Default)]
 pub struct Registry {
     functions: RwLock<BTreeMap<String, Arc<Function>>>,
+    /// The gate of every name that events of are served or wait, whether or not there is still a function of it.
+    gates: Mutex<BTreeMap<String, Weak<Gate>>>,
 }
 
 impl Registry {
     /// Adds a function, or puts it in the place of the one of its name, whose events go on to their end. Whether it is new.
-    pub fn put(&self, function: Function) -> bool {
+    ///
+    /// Those events count among the new one's: whoever registers a function again and again has no more of them served at once.
+    pub fn put(&self, mut function: Function) -> bool {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        gates.retain(|_, gate| gate.strong_count() > 0);
+        if let Some(gate) = gates.get(&function.name).and_then(Weak::upgrade) {
+            gate.set(function.settings.concurrency, function.settings.queue);
+            function.gate = gate;
+        }
+        gates.insert(function.name.clone(), Arc::downgrade(&function.gate));
         let mut functions = self.functions.write().unwrap_or_else(PoisonError::into_inner);
         functions.insert(function.name.clone(), Arc::new(function)).is_none()
     }
