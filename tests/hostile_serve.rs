@@ -6,6 +6,7 @@ mod common;
 
 use std::io::Read;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use common::attacker::Lair;
 use common::serve::{Daemon, receive};
@@ -123,4 +124,18 @@ fn a_caller_who_reads_slowly_or_never_does_not_keep_a_clone_beyond_its_time() {
         // The connection has ended, within a piece.
         stream.read_to_end(&mut Vec::new()).unwrap();
     }
+}
+
+#[test]
+fn a_drive_of_a_pool_s_clone_is_no_faster_than_its_rate() {
+    let (lair, place) = (Lair::new(), Place::new());
+    let bundle = lair.bake("", &[]);
+    let daemon = Daemon::start_with(place.path(), &["--block-rate", "1MiB/s:128KiB"]);
+    daemon.register("reader", &bundle);
+    // 1 MiB, of which 128 KiB may come at once and one request goes into debt.
+    let start = Instant::now();
+    daemon.invoke("reader", "read 16").answers("fine");
+    assert!(start.elapsed() > Duration::from_millis(800));
+    let late = daemon.request("POST", "/functions/reader/invoke", &[LATE], b"read 100");
+    late.fails(504, "platform", "while the answer was awaited");
 }

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::builder::PossibleValue;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
-use crate::config::{Paging, Prefetch, Size, Span, Verify};
+use crate::config::{Paging, Prefetch, Rate, Size, Span, Verify};
 use crate::function::MACHINE_ID_LEN;
 use crate::vm::identity;
 
@@ -409,6 +409,9 @@ pub struct ServeArgs {
     /// Refuse shells that lack a wall of their jail
     #[arg(long)]
     pub require_jail: bool,
+    /// Rate of each drive of a clone, and what it may move at once
+    #[arg(long, value_name = "SIZE/s[:BURST]")]
+    pub block_rate: Option<Rate>,
     #[command(flatten)]
     pub group: GroupArgs,
     /// Longest wait for events to end on SIGTERM

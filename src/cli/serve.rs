@@ -27,6 +27,7 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
         shells: usize::try_from(args.shells).unwrap_or(usize::MAX),
         whole: args.require_jail,
         bounds: args.group.bounds(),
+        block_rate: args.block_rate,
         drain: args.drain.0,
         idle: args.idle.0,
         functions: functions.collect::<Result<_, Failure>>()?,

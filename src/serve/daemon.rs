@@ -19,6 +19,7 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::SendFlags;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::config::Rate;
 use crate::failure::{Failure, Kind};
 use crate::jail::Bounds;
 
@@ -68,6 +69,8 @@ pub struct Asked {
     pub whole: bool,
     /// What each shell and its clone may use.
     pub bounds: Bounds,
+    /// What each drive of a clone may move.
+    pub block_rate: Option<Rate>,
     /// Longest wait for events to end when the daemon is told to.
     pub drain: Duration,
     /// How long a connection may be silent between and within requests, and how long a request's head may take.
@@ -124,7 +127,7 @@ pub fn serve(asked: &Asked) -> Result<(), Failure> {
     let listeners = Listeners::bind(asked)?;
     let daemon = Arc::new(Daemon {
         registry: Registry::default(),
-        pool: Arc::new(Pool::new(zygote)),
+        pool: Arc::new(Pool::new(zygote, asked.block_rate)),
         shells: asked.shells,
         uids: [vec![0, rustix::process::geteuid().as_raw()], asked.uids.clone()].concat(),
         token: asked.tcp.as_ref().and_then(|tcp| tcp.token.clone()),

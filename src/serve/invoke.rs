@@ -175,6 +175,7 @@ fn send(
     let job = Job {
         files: files.iter().map(|(name, _)| (*name).to_owned()).filter(|_| fresh).collect(),
         deltas: if fresh { ids } else { Vec::new() },
+        block_rate: shell.block_rate(),
         request: call.request.clone(),
         identity: call.identity.clone(),
         limit_ms: u64::try_from(limit.as_millis()).unwrap_or(u64::MAX),

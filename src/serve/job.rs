@@ -13,6 +13,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use super::frame::read_announced;
+use crate::config::Rate;
 use crate::function::MACHINE_ID_LEN;
 use crate::vm::Request;
 
@@ -30,6 +31,8 @@ pub struct Job {
     pub files: Vec<String>,
     /// Writable drives whose private files follow, in this order.
     pub deltas: Vec<String>,
+    /// What each drive may move.
+    pub block_rate: Option<Rate>,
     /// What is said about the event.
     pub request: Request,
     /// What is asked of the clone's identity.

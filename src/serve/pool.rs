@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Signal;
 
+use crate::config::Rate;
 use crate::failure::{Failure, Kind};
 use crate::vm::Shape;
 
@@ -46,6 +47,11 @@ impl Shell {
     /// Whether its process has not ended.
     pub fn is_alive(&self) -> bool {
         is_alive(&self.process)
+    }
+
+    /// What each drive of its clone may move.
+    pub fn block_rate(&self) -> Option<Rate> {
+        self.pool.block_rate
     }
 
     /// How its process ended; `None` while the zygote has not told.
@@ -141,6 +147,7 @@ pub struct Pool {
     state: Mutex<State>,
     changed: Condvar,
     making_max: usize,
+    block_rate: Option<Rate>,
 }
 
 /// Why there is no shell.
@@ -181,10 +188,10 @@ pub struct Figures {
 }
 
 impl Pool {
-    /// A pool of shells that `zygote` makes.
-    pub fn new(zygote: Zygote) -> Self {
-        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-        Pool { zygote, state: Mutex::default(), changed: Condvar::new(), making_max: cpus * MAKING_PER_CPU }
+    /// A pool of shells that `zygote` makes, whose clones' drives move no more than `block_rate`.
+    pub fn new(zygote: Zygote, block_rate: Option<Rate>) -> Self {
+        let making_max = std::thread::available_parallelism().map_or(1, usize::from) * MAKING_PER_CPU;
+        Pool { zygote, state: Mutex::default(), changed: Condvar::new(), making_max, block_rate }
     }
 
     /// Lets so many shells of these shapes wait from now on, and none of others.

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use snapshot_format::manifest::Interface;
 
 use crate::bundle::Bundle;
-use crate::config::{Paging, Prefetch, Verify};
+use crate::config::{Paging, Prefetch, Rate, Verify};
+use crate::devices::BlockRate;
 use crate::failure::console::Console;
 use crate::failure::{Failure, Kind, ToFailure};
 use crate::function::{Conversation, Event, Notice};
@@ -140,6 +141,9 @@ fn clone(
     let (generation, options) = (message.generation, options(daemon));
     let opened = Opened::in_shell(shell, drives, &bundle, options.prefetch, memory_left);
     let mut machine = vm::restore(&bundle, opened, generation, options, console.writer(), timeline)?;
+    if let Some(Rate { bytes_per_second, burst }) = job.block_rate {
+        machine.limit_drives(BlockRate { bytes_per_second, burst });
+    }
     let function = &bundle.manifest().function;
     let mut conversation = Conversation::restored(function, bundle.manifest().agent_protocol)?;
     let mut drive = Drive::new(&mut machine, &mut conversation).confined_to(List::Main);
