@@ -38,14 +38,15 @@ children() { # PROCESS
 # Shells and clones: the children of the daemon's one child.
 machines() { children "$(children "$daemon")"; }
 
-# Of each machine in KiB: its proportional share of memory, its page tables, and of the guest's memory what is its own.
+# Of each clone in KiB: its proportional share of memory, its page tables, and of the guest's memory what is its own. A shell that waits has
+# none: whether there is one at the end depends on when the last was taken.
 machine_memory() {
     for process in $(machines); do
         awk -v tables="$(sed -n 's/^VmPTE:[[:space:]]*\([0-9]*\) kB/\1/p' "/proc/$process/status")" '
             /^[0-9a-f]+-[0-9a-f]+ / { guest = /\/memory( \(deleted\))?$/ }
             /^Pss:/ { pss += $2 }
             /^Private_Dirty:/ && guest { own += $2 }
-            END { print pss, tables, own }' "/proc/$process/smaps"
+            END { if (own != "") print pss, tables, own }' "/proc/$process/smaps"
     done
 }
 
