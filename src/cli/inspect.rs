@@ -41,11 +41,12 @@ fn facts(inspection: &Inspection) -> String {
     let content = memory.content_chunks * memory.granule;
     let working_set = inspection.working_set.as_ref().map_or("none".to_owned(), |set| {
         format!(
-            "{} in {} ranges: {} pages read, {} written; of 2 MiB {} only read, {} written in",
+            "{} in {} ranges: {} pages read, {} written, {} of both only once the answer has begun; of 2 MiB {} only read, {} written in",
             Size(set.bytes),
             set.ranges,
             set.read_pages,
             set.written_pages,
+            set.late_pages,
             set.read_only_regions,
             set.mixed_regions
         )

@@ -51,6 +51,10 @@ pub struct ToldPaging {
     read_ahead_bytes: u64,
     /// Pages that were mapped for the guest before it asked; a huge one counts once.
     mapped_pages: u64,
+    /// Huge ones of 2 MiB among them.
+    mapped_huge_pages: u64,
+    /// Bytes that were checked before the start, by `--verify touched` with `mmap`.
+    checked_bytes: u64,
     /// Of the pages copied before the start to be written, those that never were; `None` where it was not looked. Pages that are
     /// mapped to be read are not among them: nobody can tell whether they were.
     wasted_pages: Option<u64>,
@@ -85,36 +89,53 @@ impl ToldPaging {
             zeroed_bytes: done.zeroed,
             prefetched_bytes: done.prefetched + ahead.copied,
             read_ahead_bytes: ahead.read_ahead,
-            mapped_pages: ahead.mapped,
+            mapped_pages: ahead.mapped.pages,
+            mapped_huge_pages: ahead.mapped.huge,
+            checked_bytes: ahead.checked,
             wasted_pages: wasted(machine, bundle),
             prefetch_cut_short: ahead.cut_short,
         }
+    }
+
+    fn mapped(&self) -> String {
+        let huge = match self.mapped_huge_pages {
+            0 => String::new(),
+            huge => format!(", {huge} of them of 2 MiB"),
+        };
+        format!("{} pages mapped{huge}", self.mapped_pages)
     }
 
     /// One line for a person.
     pub fn line(&self) -> String {
         let choice = if self.automatic { " (chosen)" } else { "" };
         let checked = match (self.verify.as_str(), self.backend.as_str()) {
-            ("touched", "mmap") => "touched, but not what the guest's own faults bring in".to_owned(),
+            ("touched", "mmap") => {
+                format!(
+                    "touched ({} bytes), but not what the guest's own faults bring in",
+                    self.checked_bytes
+                )
+            }
             (verify, _) => verify.to_owned(),
         };
         let mut line = format!("paging: {}{choice}, verified: {checked}", self.backend);
         let cut = if self.prefetch_cut_short { ", cut short by a memory limit" } else { "" };
         if self.backend == "uffd" {
             line += &format!(
-                ", {} faults served, {} bytes copied, {} zeroed, {} ahead of faults, {} pages mapped{cut}",
+                ", {} faults served, {} bytes copied, {} zeroed, {} ahead of faults, {}{cut}",
                 self.uffd_faults,
                 self.copied_bytes,
                 self.zeroed_bytes,
                 self.prefetched_bytes,
-                self.mapped_pages
+                self.mapped()
             );
         }
         if self.backend == "mmap" && self.prefetched_bytes + self.read_ahead_bytes > 0 {
             let wasted = self.wasted_pages.map_or(String::new(), |pages| format!(" ({pages} pages in vain)"));
             line += &format!(
-                ", {} bytes copied ahead{wasted}, {} asked of the disk, {} pages mapped{cut}",
-                self.prefetched_bytes, self.read_ahead_bytes, self.mapped_pages
+                ", {} bytes copied ahead{wasted}, {} asked of the disk, {}{cut}",
+                self.prefetched_bytes,
+                self.read_ahead_bytes,
+                self.mapped()
             );
         }
         if !self.kvm_faults.is_empty() {

@@ -5,6 +5,7 @@
 //! the page cache holds it in a huge page, and page by page elsewhere. Where something is written, a private mapping has pages
 //! of 4 KiB only.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -27,22 +28,35 @@ pub trait GuestTables {
     fn map(&self, range: Range<u64>) -> io::Result<()>;
 }
 
-/// Maps what is expected, and tells how many pages. `pagemap` is /proc/self/pagemap; without it huge pages are not looked for. A host
+/// What was mapped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MappedAhead {
+    /// Pages, of which a huge one counts as one.
+    pub pages: u64,
+    /// Huge ones among them.
+    pub huge: u64,
+}
+
+/// Maps what is expected, and tells how much. `pagemap` is /proc/self/pagemap; without it huge pages are not looked for. A host
 /// that cannot leaves the guest to its own faults.
 pub fn map_ahead(
     tables: &dyn GuestTables,
     memory: &GuestMemory,
     expected: &Expected,
     pagemap: Option<&File>,
-) -> u64 {
+) -> MappedAhead {
     // Not before it is known that the host can is it worth while to look for huge pages.
     let probe = expected.written.first().or(expected.read.first());
     if probe.is_none_or(|range| tables.map(guest_range(&(range.start..range.start + 4096))).is_err()) {
-        return 0;
+        return MappedAhead::default();
     }
     let places = mapped(memory);
-    let mut pages = 0;
-    let is_huge = |first| pagemap.is_some_and(|file| is_huge(file, &places, first));
+    let (mut pages, huge) = (0, Cell::new(0));
+    let is_huge = |first| {
+        let found = pagemap.is_some_and(|file| is_huge(file, &places, first));
+        huge.set(huge.get() + u64::from(found));
+        found
+    };
     for range in wanted(expected, is_huge).iter().take(CALLS_MAX) {
         let left = MAPPED_MAX - pages * 4096;
         let range = range.start..range.end.min(range.start.saturating_add(left));
@@ -51,7 +65,7 @@ pub fn map_ahead(
         }
         pages += (range.end - range.start) / 4096;
     }
-    pages
+    MappedAhead { pages, huge: huge.get() }
 }
 
 /// The ranges to ask for. Of a region that is only read and that `is_huge` the first page stands for all.
@@ -224,7 +238,10 @@ mod tests {
         let memory = copy_on_write(&file, 256 << 20, &[]).unwrap();
         let set = expected(&[0..4096, 8192..200 << 20, 220 << 20..221 << 20], &[]);
         let tables = Tables { calls: RefCell::default(), most: usize::MAX };
-        assert_eq!(map_ahead(&tables, &memory, &set, None), MAPPED_MAX / 4096);
+        assert_eq!(
+            map_ahead(&tables, &memory, &set, None),
+            MappedAhead { pages: MAPPED_MAX / 4096, huge: 0 }
+        );
         let asked: u64 = tables.calls.borrow().iter().skip(1).map(|range| range.end - range.start).sum();
         assert_eq!(asked, MAPPED_MAX);
     }
@@ -238,7 +255,7 @@ mod tests {
         let pagemap = File::open("/proc/self/pagemap").unwrap();
         for (most, pages) in [(0, 0), (3, 3), (4, 4)] {
             let tables = Tables { calls: RefCell::default(), most };
-            assert_eq!(map_ahead(&tables, &memory, &set, Some(&pagemap)), pages);
+            assert_eq!(map_ahead(&tables, &memory, &set, Some(&pagemap)), MappedAhead { pages, huge: 0 });
             assert_eq!(tables.calls.borrow().len(), most);
         }
     }

@@ -16,7 +16,7 @@ mod program;
 mod source;
 mod uffd;
 
-pub use ahead::{GuestTables, map_ahead};
+pub use ahead::{GuestTables, MappedAhead, map_ahead};
 pub use budget::{fillable, free_bytes};
 pub use collapse::{make_huge, tmpfs_has_huge_pages};
 pub use mapping::{

@@ -15,6 +15,7 @@ use std::sync::mpsc::{Sender, channel};
 use rustix::fs::Advice;
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
 
+use super::ahead::MappedAhead;
 use super::place::{Mapped, address_of, mapped};
 use super::uffd::OnStart;
 use super::{Bytes, GuestAddress, GuestMemory, layout};
@@ -102,8 +103,10 @@ pub struct Prefetched {
     pub copied: u64,
     /// Bytes that the kernel was asked to read from the disk.
     pub read_ahead: u64,
-    /// Pages that were mapped for the guest before it asked.
-    pub mapped: u64,
+    /// What was mapped for the guest before it asked.
+    pub mapped: MappedAhead,
+    /// Bytes that were checked for it, where a pager does not check all that it brings in.
+    pub checked: u64,
     /// Whether a memory limit, or the lack of memory, left something out.
     pub cut_short: bool,
 }

@@ -103,14 +103,13 @@ impl Ahead {
         let Some(expected) = self.hints.expected.take() else { return Ok(self) };
         match source {
             Source::File(file) => {
-                if self.is_checked {
-                    check(&bundle.chunks(true)?, &expected)?;
-                }
-                self.done = memory::read_ahead(file, &expected);
+                let checked = if self.is_checked { check(&bundle.chunks(true)?, &expected)? } else { 0 };
+                self.done = Prefetched { checked, ..memory::read_ahead(file, &expected) };
                 if self.prefetch == Prefetch::All {
                     let copied = memory::copy_written(memory, &expected, self.hints.copied_max);
                     self.hints.expected = Some(expected.as_copied(&copied));
-                    self.done = Prefetched { read_ahead: self.done.read_ahead, ..copied };
+                    self.done =
+                        Prefetched { copied: copied.copied, cut_short: copied.cut_short, ..self.done };
                     // Pages that a disk is still to bring are not waited for.
                     self.is_mapped = self.done.read_ahead == 0;
                 }
@@ -217,12 +216,13 @@ fn expected(bundle: &Bundle) -> Option<Expected> {
     })
 }
 
-/// Checks every chunk that an expected page lies in.
-fn check(source: &dyn ChunkSource, expected: &Expected) -> Result<(), ChunkError> {
-    let mut buffer = Vec::new();
+/// Checks every chunk that an expected page lies in; how many bytes these are.
+fn check(source: &dyn ChunkSource, expected: &Expected) -> Result<u64, ChunkError> {
+    let (mut buffer, mut checked) = (Vec::new(), 0);
     for range in memory::chunks_around(source, expected.all().cloned()) {
         buffer.resize(usize::try_from(range.end - range.start).unwrap_or_default(), 0);
         source.read(range.start, &mut buffer)?;
+        checked += range.end - range.start;
     }
-    Ok(())
+    Ok(checked)
 }

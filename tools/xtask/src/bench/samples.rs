@@ -56,6 +56,9 @@ pub struct Paging {
     /// Pages mapped before the guest asked.
     #[serde(default)]
     pub mapped_pages: u64,
+    /// Huge ones among them.
+    #[serde(default)]
+    pub mapped_huge_pages: u64,
 }
 
 impl Timing {
@@ -64,7 +67,15 @@ impl Timing {
         self.paging.iter().flat_map(|paging| &paging.kvm_faults_before_answer).sum::<u64>() as f64
     }
 
-    /// Bytes that were brought in ahead. What is copied is mapped too.
+    /// Bytes that were mapped ahead, huge pages as long as they are.
+    pub fn mapped(&self) -> f64 {
+        const HUGE: u64 = 2 << 20;
+        let bytes = |paging: &Paging| paging.mapped_pages * 4096 + paging.mapped_huge_pages * (HUGE - 4096);
+        self.paging.as_ref().map_or(0, bytes) as f64
+    }
+
+    /// Bytes that were brought in ahead. What is copied is mapped too; of a huge page, which is in the page cache already, the one page
+    /// that it is mapped by.
     pub fn brought_in(&self) -> f64 {
         let most = |paging: &Paging| paging.prefetched_bytes.max(paging.mapped_pages * 4096);
         self.paging.as_ref().map_or(0, most) as f64
