@@ -13,7 +13,7 @@ findmnt -n -o FSTYPE -T "$place" >"$OUT/filesystem"
 # All of it is content, and it is recorded with the event.
 small() { # BUNDLE EVENT
     bake "$1" --interface port --kernel "$EMBER_SMALL_GUESTS/toucher.elf" --memory 256MiB --warm-up fill --no-record
-    "$ember" record --event-text "$2" "$place/$1" >"$OUT/record-$1"
+    "$ember" record --event-text "$2" "$place/$1" >"$OUT/record-$(echo "$1" | tr / -)"
 }
 
 warm() { # SERIES EVENT
@@ -23,6 +23,24 @@ warm() { # SERIES EVENT
     warm_up 3 none "$@" --prefetch none -- all "$@"
     series "$bundle" "$warm" none "$@" --prefetch none -- all "$@"
 }
+
+# The same bundle on a tmpfs in small pages and in one in huge pages, in turn, and the blocks of 512 bytes that its memory takes there
+# before and after. Only root can mount them.
+backing() { # EVENT
+    for pages in never always; do
+        mkdir "$place/huge-$pages"
+        mount -t tmpfs -o "huge=$pages,size=1g" none "$place/huge-$pages"
+        small "huge-$pages/backing" "$1"
+    done
+    blocks
+    set -- $run "$place/huge-never/backing" --event-text "$1" -- huge $run "$place/huge-always/backing" --event-text "$1"
+    warm_up 3 small "$@"
+    series backing "$warm" small "$@"
+    blocks
+    umount "$place/huge-never" "$place/huge-always"
+}
+
+blocks() { stat -c %b "$place/huge-never/backing/memory" "$place/huge-always/backing/memory" >>"$OUT/backing.blocks"; }
 
 # A memory file of which nothing is in the page cache when a sample begins, which `cool` makes sure of by mincore(2).
 cold() {
@@ -64,6 +82,11 @@ rm -r "$place/run"
 warm scattered "scatter 42 2000"
 cold "scatter 42 2000"
 rm -r "$place/scattered"
+if [ "$(id -u)" -eq 0 ]; then
+    backing "scatter 42 2000"
+else
+    say "    backing by huge pages is left out: only root may mount a tmpfs for it"
+fi
 
 dd if=/dev/urandom of="$place/content" bs=1M count=32 2>/dev/null
 # Runs of 64 KiB, 512 KiB from one another.

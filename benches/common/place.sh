@@ -19,8 +19,9 @@ bake() { # BUNDLE ARGUMENT...
     name=$1
     shift
     say "    baking $name"
-    "$ember" bake "$place/$name" "$@" >"$OUT/bake-$name" 2>&1 || {
-        cat "$OUT/bake-$name" >&2
+    said=$OUT/bake-$(echo "$name" | tr / -)
+    "$ember" bake "$place/$name" "$@" >"$said" 2>&1 || {
+        cat "$said" >&2
         exit 1
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use super::report::Measured;
@@ -83,6 +83,10 @@ fn linux(dir: &Path, name: &str, prefix: &str, figures: &mut Measured) -> Result
     let brought = timed.of_timing(|_, timing| timing.brought_in())?;
     let method = format!("{name}, copied or mapped ahead over the {set:.0} bytes of the working set");
     figures.add(&key("prefetched_over_working_set"), brought.median / set, "", &method);
+    let mapped = timed.of_timing(|_, timing| timing.mapped())?;
+    let method =
+        format!("{name}, mapped ahead over the working set, huge pages of the page cache as a whole");
+    figures.add(&key("mapped_over_working_set"), mapped.median / set, "", &method);
     figures.phases(
         if prefix.is_empty() { "Python restored, prefetched" } else { "echo restored, prefetched" },
         timed.phases(),
@@ -133,6 +137,9 @@ pub fn native(dir: &Path) -> Result<Measured> {
         );
         figures.add(&format!("paging.{name}"), all.median / none.median, "", &method);
     }
+    if dir.join("backing.jsonl").exists() {
+        backing(dir, &mut figures)?;
+    }
     for (name, series, what) in [
         ("bake_ratio", "bake-runs", "live runs of 64 KiB"),
         ("bake_pages_ratio", "bake-pages", "every eighth page live"),
@@ -149,6 +156,21 @@ pub fn native(dir: &Path) -> Result<Measured> {
         figures.add(&format!("paging.{name}"), bake.median / dd.median, "", &method);
     }
     Ok(figures)
+}
+
+/// A bundle on a tmpfs in huge pages beside one in small pages: what that brings, and what memory it costs.
+fn backing(dir: &Path, figures: &mut Measured) -> Result<()> {
+    let (small, huge) = (answers(dir, "backing.jsonl", "small")?, answers(dir, "backing.jsonl", "huge")?);
+    let method = format!(
+        "2 000 pages in runs of 1 to 8, prefetched, bundle on a tmpfs in huge pages over one in small pages, {:.0} us over {:.0} us, {} samples each",
+        huge.median, small.median, huge.count
+    );
+    figures.add("paging.native_huge_ratio", huge.median / small.median, "", &method);
+    let blocks = lines(dir, "backing.blocks")?;
+    let [.., small, huge] = blocks.as_slice() else { bail!("backing.blocks does not tell of both") };
+    let method = "memory file of 256 MiB on a tmpfs, huge pages less small pages, after the runs";
+    figures.add("paging.native_huge_cost_kib", (huge - small) / 2.0, "KiB", method);
+    Ok(())
 }
 
 fn answers(dir: &Path, file: &str, label: &str) -> Result<Distribution> {
@@ -207,7 +229,8 @@ mod tests {
         let timing = serde_json::json!({
             "restore_to_first_instruction_us": 5.0, "first_answer_us": first_byte, "phases_us": [["x", 1.0]],
             "events_us": [], "block_requests": 0,
-            "paging": {"kvm_faults_before_answer": [faults], "prefetched_bytes": 4096, "mapped_pages": 3},
+            "paging": {"kvm_faults_before_answer": [faults], "prefetched_bytes": 4096, "mapped_pages": 3,
+                "mapped_huge_pages": 1},
         });
         let line = serde_json::json!({
             "label": label, "first_byte_us": first_byte, "end_us": first_byte, "start_us": 2.0,
@@ -244,6 +267,7 @@ mod tests {
                 ("paging.faults_with_prefetch", 4.0),
                 ("paging.faults_ratio", 0.02),
                 ("paging.prefetched_over_working_set", 0.75),
+                ("paging.mapped_over_working_set", 128.5),
             ],
         );
     }
