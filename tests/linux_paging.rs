@@ -228,7 +228,7 @@ fn a_recording_whose_pages_cannot_be_read_ends_at_once_and_says_why() {
     finish(bake.args(["--warm-up", "fill", "--no-record"])).succeeds();
     let apart = Apart::new(&place, &bundle);
     disk.breaks_under(&bundle.join("memory"));
-    let ended = finish(ember(["record", "--event-text", "read 1 4000 1", "--timeout", "1h"]).arg(&apart.0));
+    let ended = finish(ember(["record", "--event-text", "read 1 4000 1", "--timeout", "60m"]).arg(&apart.0));
     ended.fails(HOST_CANNOT, "Cannot bring in the page at 0x");
     assert!(!place.names().iter().any(|name| name.contains("apart") && name != "apart.ember"), "{ended:?}");
 }
