@@ -163,11 +163,13 @@ fn every_event_finds_a_clone_that_nobody_has_used() {
 #[test]
 fn a_clone_that_is_reused_serves_so_many_events_and_no_more() {
     let place = Place::new();
-    let daemon = Daemon::start(place.path());
-    daemon.register_with("toucher", &place.bake("toucher"), json!({ "reuse": 3 }));
-    for _ in 0..2 {
-        for sum in ["0x0", "0x8", "0x10"] {
-            daemon.invoke("toucher", "write 0 8 1").answers(sum);
+    let bundle = place.bake("toucher");
+    let registered = format!("as-flags-say={}", bundle.display());
+    let daemon = Daemon::start_with(place.path(), &["--register", &registered, "--reuse", "3"]);
+    daemon.register_with("toucher", &bundle, json!({ "reuse": 3 }));
+    for function in ["toucher", "as-flags-say"] {
+        for sum in ["0x0", "0x8", "0x10", "0x0", "0x8", "0x10"] {
+            daemon.invoke(function, "write 0 8 1").answers(sum);
         }
     }
     // One that waits for its next event is killed: the event finds another.

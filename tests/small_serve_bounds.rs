@@ -96,7 +96,7 @@ fn groups_go_with_their_clones_and_those_of_a_killed_daemon_with_the_next_start(
     wait_until_gone(group);
     // What has just ended may be in its group for a moment.
     wait_until("groups of the killed daemon are gone with a start", || {
-        drop(Daemon::start_with(place.path(), &bounded));
+        drop(Daemon::start(place.path()));
         !left.iter().any(|group| group.exists())
     });
 }

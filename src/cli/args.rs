@@ -423,6 +423,15 @@ pub struct ServeArgs {
     /// Function to serve from the start; may be repeated
     #[arg(long, value_name = "NAME=BUNDLE", value_parser = pair)]
     pub register: Vec<(String, String)>,
+    /// Events that a clone of a --register function serves, one after the other, before it is thrown away
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "register",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub reuse: u32,
 }
 
 /// `ember bench`.

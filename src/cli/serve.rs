@@ -31,6 +31,7 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
         drain: args.drain.0,
         idle: args.idle.0,
         functions: functions.collect::<Result<_, Failure>>()?,
+        reuse: args.reuse,
     };
     serve::serve(&asked).map(|()| 0)
 }

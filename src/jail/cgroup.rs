@@ -142,6 +142,22 @@ pub fn bound(bounds: &Bounds) -> Result<(), BoundError> {
     Groups::open(bounds)?.enter(Group::new()?)
 }
 
+/// Removes the groups of machines that have ended, where earlier starts with bounds have left some. What cannot be looked at stays.
+pub fn remove_ended() {
+    let (Ok(mounts), Ok(groups)) = (read("/proc/self/mountinfo"), read("/proc/self/cgroup")) else { return };
+    for one in hierarchies(&mounts, &groups) {
+        let above = if one.controllers.is_empty() { beside(&one) } else { one.own };
+        if let Ok(folder) = folder(&above.join(ALL)) {
+            remove_ended_in(&folder).unwrap_or_default();
+        }
+    }
+}
+
+fn folder(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+}
+
 /// Where groups with the same bounds are made. It is open, so that they can be made by who has no file system any more.
 #[derive(Debug)]
 pub struct Groups {
@@ -287,10 +303,8 @@ struct Place {
 
 impl Place {
     fn open(path: PathBuf, settings: Vec<Setting>) -> Result<Self, BoundError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let opened = rustix::fs::open(&path, flags, Mode::empty());
-        let folder = opened.map_err(|e| refused(&path, e.into()))?;
-        remove_ended(&folder).map_err(|e| refused(&path, e))?;
+        let folder = folder(&path).map_err(|e| refused(&path, e))?;
+        remove_ended_in(&folder).map_err(|e| refused(&path, e))?;
         Ok(Place { path, folder, settings })
     }
 
@@ -347,7 +361,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 /// Groups that have processes cannot be removed.
-fn remove_ended(all: &OwnedFd) -> io::Result<()> {
+fn remove_ended_in(all: &OwnedFd) -> io::Result<()> {
     for entry in Dir::read_from(all)?.flatten() {
         if entry.file_name().to_bytes().starts_with(PREFIX.as_bytes()) {
             rustix::fs::unlinkat(all, entry.file_name(), AtFlags::REMOVEDIR).ok();

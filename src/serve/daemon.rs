@@ -77,6 +77,8 @@ pub struct Asked {
     pub idle: Duration,
     /// Functions from the start.
     pub functions: Vec<(String, PathBuf)>,
+    /// Events that each clone of them serves.
+    pub reuse: u32,
 }
 
 /// Where to listen on TCP, and for whom.
@@ -143,7 +145,7 @@ pub fn serve(asked: &Asked) -> Result<(), Failure> {
     let pool = Arc::clone(&daemon.pool);
     thread("pool", move || pool.tend())?;
     for (name, bundle) in &asked.functions {
-        let text = serde_json::json!({ "bundle": bundle });
+        let text = serde_json::json!({ "bundle": bundle, "reuse": asked.reuse });
         let settings = serde_json::from_value(text).map_err(|e| Failure::new(Kind::Usage, &e))?;
         daemon.register(name, settings)?;
     }

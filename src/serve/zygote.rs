@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::failure::{Failure, Kind};
-use crate::jail::{Bounds, Forked, Group, Groups, Keeper, Kept, MachineProcess, fork_machine};
+use crate::jail::{self, Bounds, Forked, Group, Groups, Keeper, Kept, MachineProcess, fork_machine};
 use crate::memory::Program;
 use crate::vm::{HostCpu, Shape};
 
@@ -116,7 +116,12 @@ impl Zygote {
     /// `/dev/kvm` cannot be opened, shells cannot be bounded, or there is no process.
     pub fn start(whole: bool, bounds: &Bounds) -> Result<Self, Failure> {
         // Of an earlier daemon that was killed nothing else removes them.
-        let groups = if bounds.is_none() { None } else { Some(Groups::open(bounds)?) };
+        let groups = if bounds.is_none() {
+            jail::remove_ended();
+            None
+        } else {
+            Some(Groups::open(bounds)?)
+        };
         let device = |path: &str| {
             let file = File::options().read(true).write(true).open(path);
             file.map_err(|e| Failure::text(Kind::HostCannot, format!("Cannot open {path}: {e}")))
