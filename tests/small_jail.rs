@@ -158,7 +158,8 @@ fn with_late_pages(place: &Place) -> PathBuf {
     let bundle = place.bake_with("faulty", &["--warm-up", "exit 0"]);
     let file = bundle.join(names::WORKING_SET);
     let set = WorkingSet::decode(&fs::read(&file).unwrap()).unwrap();
-    let late = WorkingSet { memory_len: set.memory_len, late_write: set.write, ..WorkingSet::default() };
+    let WorkingSet { memory_len, index_mark, write: late_write, .. } = set;
+    let late = WorkingSet { memory_len, index_mark, late_write, ..WorkingSet::default() };
     fs::write(file, late.encode().unwrap()).unwrap();
     seal(&bundle, manifest(&bundle));
     bundle
