@@ -1,6 +1,6 @@
 #!/bin/sh
 # Takes the samples of `cargo xtask bench clones` in the emulated host, into $OUT. $1: cost (with the exact clock), lots, or
-# cycles, $2 the vCPUs (1 with the exact clock).
+# cycles, $2 the vCPUs.
 set -eu
 . "$EMBER_BENCHES/common/place.sh"
 
@@ -84,10 +84,10 @@ measure_cycles() { # VCPUS
     run_cycles "$1" "$place/busy"
 }
 
-# The kernel looks for lockups meanwhile, which its command line says not to.
+# The kernel looks for lockups meanwhile, which its command line says not to. More timers than these are more than an emulated host can serve.
 start='echo 1 >/proc/sys/kernel/watchdog || exit 1
 dmesg >/tmp/log
-(stress-ng --verify --cpu 1 --vm 1 --vm-bytes 24M --timer 1 --fork 1 --futex 1 --cache 1 --timeout 0 --temp-path /tmp \
+(stress-ng --verify --cpu 1 --vm 1 --vm-bytes 24M --timer 1 --timer-freq 1000 --fork 1 --futex 1 --cache 1 --timeout 0 --temp-path /tmp \
     --log-file /tmp/stress.log; echo $? >/tmp/status) </dev/null >/tmp/out 2>&1 &
 sleep 2'
 # What a kernel may say of a restore; and with several vCPUs, which share the one processor of the emulated host, whichever waits

@@ -1,5 +1,4 @@
-//! A busy guest that is frozen, baked and restored over and over computes as if nothing had happened: guests with several vCPUs,
-//! and large ones. `exact_cycles` has the others.
+//! A busy guest that is frozen, baked and restored over and over computes as if nothing had happened.
 
 mod common;
 #[path = "common/cycles.rs"]
@@ -11,6 +10,11 @@ mod full {
     use crate::common::Place;
     use crate::cycles::{CYCLES, cycles};
     use crate::linux::kept;
+
+    #[test]
+    fn one_vcpu_goes_through_ten_cycles_under_load() {
+        cycles(Place::new().path(), 1, 256, CYCLES);
+    }
 
     #[test]
     fn two_vcpus_go_through_ten_cycles_under_load() {

@@ -103,7 +103,7 @@ fn delivered(text: &str) -> Result<(u32, usize)> {
     Ok((all, faults))
 }
 
-/// The parts that take guests through cycles: with the exact clock, where a guest has one vCPU, and by the wall clock.
+/// The parts that take guests through cycles, with one vCPU and with two.
 const CYCLES_PARTS: [&str; 2] = ["clones-cycles-1", "clones-cycles-2"];
 
 /// Cycles of restoring, working and baking again after which nothing was wrong, of this part and what there is of the other.
@@ -113,8 +113,8 @@ pub fn cycles(dir: &Path) -> Result<Measured> {
     let texts: Vec<String> =
         files.iter().filter(|file| file.exists()).map(|file| read(file)).collect::<Result<_>>()?;
     let mut figures = Measured::default();
-    let method = "restore, work under stress-ng --verify, bake again; 10 cycles each with 1 vCPU by the exact clock and \
-                  with 2 by the wall clock, 256 MiB";
+    let method =
+        "restore, work under stress-ng --verify, bake again; 10 cycles each with 1 vCPU and with 2, 256 MiB";
     figures.add("clones.cycles_under_load_ok", ok_cycles(&texts.concat()) as f64, "", method);
     Ok(figures)
 }

@@ -69,6 +69,7 @@ pub const GROUPS: [Group; 5] = [
             Part { argument: "cost", ..in_rig("clones-cost", "clones.sh", clones::cost) },
             Part {
                 argument: "cycles 1",
+                place: Place::Rig,
                 limit: 3000,
                 ..in_rig("clones-cycles-1", "clones.sh", clones::cycles)
             },

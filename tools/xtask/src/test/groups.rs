@@ -81,11 +81,9 @@ impl Group {
 }
 
 /// All groups. Two run at a time in this order, so the long ones come first.
-pub const GROUPS: [Group; 25] = [
+pub const GROUPS: [Group; 24] = [
     // Ten bakes of a busy guest one after the other, and of a large one.
     Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
-    // The same with one vCPU. Nothing that keeps the machine busy may be seen in the guest's log.
-    Group::new("exact", Place::Linux, 3000).icount(),
     // Clones that are baked again, several times.
     Group::new("whole_linux", Place::Linux, 400),
     // Many clones, agents that fail to answer, each waited for.
