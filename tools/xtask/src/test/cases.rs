@@ -25,11 +25,6 @@ impl Case {
     pub fn title(&self) -> String {
         format!("{}::{}", self.binary.name, self.name)
     }
-
-    /// Whether it runs with `--full` only.
-    pub fn is_long(&self) -> bool {
-        self.name.starts_with(FULL)
-    }
 }
 
 /// What became of a case.

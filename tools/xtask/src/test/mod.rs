@@ -93,12 +93,10 @@ fn run_black_box(
     let kvm = if arguments.rig { Kvm::Unusable } else { Kvm::of_this_machine() };
     let key = content_key(workspace, &contents)?;
     let native = Native::prepare(workspace, &contents, &key)?;
-    let (long, short): (Vec<Case>, Vec<Case>) =
-        cases.iter().filter(|case| runs_natively(case.group, kvm)).cloned().partition(Case::is_long);
-    native.run(&short, arguments.full, report)?;
-    let run_long = || native.run(&long, arguments.full, report);
+    let natives: Vec<Case> = cases.iter().filter(|case| runs_natively(case.group, kvm)).cloned().collect();
+    let run_natives = || native.run(&natives, arguments.full, report);
     if !cases.iter().any(|case| runs_in_rig(case.group, kvm)) {
-        return run_long();
+        return run_natives();
     }
     if !kvm.runs_linux() {
         say(&format!("Linux guests run in an emulated host, because {}", kvm.reason()));
@@ -111,8 +109,8 @@ fn run_black_box(
     };
     let has_cases = |group: &Group| cases.iter().any(|case| case.group.name == group.name);
     let groups = GROUPS.iter().filter(|group| runs_in_rig(group, kvm) && has_cases(group));
-    // The long ones need one processor for an hour, which the others would wait for.
-    let mut work: Vec<Work> = vec![Box::new(run_long)];
+    // Those are one after the other, and would leave a processor idle for minutes (with --full for more than an hour).
+    let mut work: Vec<Work> = vec![Box::new(run_natives)];
     work.extend(groups.map(run_of).map(|run| Box::new(move || run.run(report)) as Work));
     queue::work_off(work, workers())
 }
