@@ -15,8 +15,8 @@ use crate::linux::{bake, with_root};
 
 /// Restore, work, bake again from the running clone.
 pub const CYCLES: usize = 10;
-/// Longest time of one cycle for each GiB of memory; in the emulated host 256 MiB take some 20 seconds. Free memory is made zero
-/// in the midst of the work.
+/// Longest time of one cycle for each GiB of memory and each vCPU: in the emulated host all of them share one processor, and 256 MiB
+/// with one take some 20 seconds. Free memory is made zero in the midst of the work.
 const CYCLE_LIMIT: Duration = Duration::from_secs(240);
 
 /// Every kind of work at once, which checks its own results. Timers expire 1000 times a second: at stress-ng's own million an emulated host
@@ -67,7 +67,7 @@ fn run(bundle: &Path, script: &str, to: Option<&Path>, limit: Duration) -> Ended
 /// Bakes a guest, sets it to work, takes it through `cycles`, and lets it say how it was.
 pub fn cycles(place: &Path, vcpus: u32, memory_mib: u32, cycles: usize) {
     let memory = format!("{memory_mib}MiB");
-    let limit = CYCLE_LIMIT * memory_mib.div_ceil(1024);
+    let limit = CYCLE_LIMIT * memory_mib.div_ceil(1024) * vcpus;
     let check = format!("{CHECK_BEGIN}{}{CHECK_END}", tolerated(vcpus));
     let at = |number: usize| place.join(format!("cycle-{number}"));
     let arguments =

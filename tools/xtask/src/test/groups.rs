@@ -86,8 +86,8 @@ pub const GROUPS: [Group; 24] = [
     Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
     // Clones that are baked again, several times.
     Group::new("whole_linux", Place::Linux, 400),
-    // Many clones, agents that fail to answer, each waited for.
-    Group::new("clones_unique", Place::Linux, 400).faults(),
+    // Many clones (with --full a thousand, each of which takes one to two seconds on a slow machine), agents that fail to answer, each waited for.
+    Group::new("clones_unique", Place::Linux, 2400).faults(),
     // Bundles for two clock sources, and clones that wait for a timer.
     Group::new("clones_time", Place::Rig, 600),
     // The client's imports and several bundles of it.
