@@ -87,6 +87,8 @@ fn a_function_that_is_registered_again_serves_no_more_at_once() {
     };
     let running = || daemon.get(path).json()["running"].as_u64().unwrap();
     register(1);
+    // None waits for a shell longer than for its turn.
+    daemon.await_shells(2);
     let serving = daemon.begin("faulty", "spin");
     wait_until("it is served", || running() == 1);
     register(1);
@@ -96,10 +98,12 @@ fn a_function_that_is_registered_again_serves_no_more_at_once() {
     register(1);
     daemon.invoke("faulty", "exit 0").fails(503, "platform", "did not come in time");
     register(2);
+    daemon.await_shells(2);
     daemon.invoke("faulty", "exit 0").answers("exiting");
     drop(serving);
     wait_until("it is served no more", || running() == 0);
     register(1);
+    daemon.await_shells(2);
     daemon.invoke("faulty", "exit 0").answers("exiting");
 }
 

@@ -1,6 +1,7 @@
 //! Which processes a command has left.
 
 use std::fs;
+use std::path::Path;
 use std::process::Child;
 
 use rustix::process::{Pid, Signal};
@@ -79,4 +80,9 @@ fn threads(pid: i32) -> usize {
 /// Sends a signal to one process.
 pub fn signal(pid: i32, signal: Signal) {
     rustix::process::kill_process(Pid::from_raw(pid).unwrap(), signal).unwrap();
+}
+
+/// Whether a link in /proc/PID/fd leads to a file that never had a name, as a clone's copy of a drive. The kernel calls it by its number.
+pub fn is_nameless(target: &str) -> bool {
+    Path::new(target).file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"#"))
 }
