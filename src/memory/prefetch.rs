@@ -32,8 +32,9 @@ const READ_AHEAD_MAX: u64 = 256 << 20;
 /// Bytes of one request: of a longer one the kernel takes no more than the device's read-ahead (force_page_cache_ra() in
 /// mm/readahead.c), which is at least so much unless somebody has made it less.
 const REQUEST: u64 = 128 << 10;
-/// Pages between two ranges that are read along with them from a disk: 32 pages, as large as a request is anyway.
-const GAP: u64 = 32 * 4096;
+/// Bytes between two ranges that are read along with them from a disk, which costs it no more than another request. What the guest asks
+/// for meanwhile waits behind all of them.
+const GAP: u64 = 16 << 10;
 
 /// What an answer is expected to touch, as ranges of the `memory` file, sorted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
