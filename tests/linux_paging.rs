@@ -55,6 +55,7 @@ fn a_clone_whose_answer_was_recorded_hardly_faults() {
 #[test]
 fn a_verified_clone_whose_answer_was_recorded_brings_that_in_and_hardly_faults_either() {
     let bundle = shell();
+    fs::read(bundle.join("memory")).unwrap();
     let checked = ["--verify", "touched"];
     let (with, without) =
         (faults(&bundle, &checked), faults(&bundle, &[&checked[..], &["--prefetch", "none"]].concat()));
@@ -187,16 +188,16 @@ fn a_long_range_of_the_working_set_is_read_from_a_cold_disk_as_a_whole() {
     let bundle = disk.folder.join("toucher.ember");
     let mut bake = common::bake_in_command("16MiB", "toucher", &bundle);
     finish(bake.args(["--warm-up", "fill", "--no-record"])).succeeds();
-    finish(ember(["record", "--event-text", "read 1 4000 1"]).arg(&bundle)).succeeds();
+    finish(ember(["record", "--event-text", "read 1 3000 1"]).arg(&bundle)).succeeds();
     let right = run(&bundle, "read 100 10 1", &[]).succeeds().text().to_owned();
     shell_command("sync; echo 3 >/proc/sys/vm/drop_caches", &[]);
     let before = disk.sectors_read();
     let ended = run(&bundle, "read 100 10 1", &["--prefetch", "read", "--json"]);
     let told = ended.succeeds().json();
     assert_eq!(told["answer"]["output"], right, "{told}");
-    assert!(told["paging"]["read_ahead_bytes"].as_u64().unwrap() > 4000 * 4096, "{told}");
+    assert!(told["paging"]["read_ahead_bytes"].as_u64().unwrap() >= 3000 * 4096, "{told}");
     // What was asked for comes without anybody's waiting for it.
-    common::wait_until("the disk was read", || disk.sectors_read() - before > 4000 * 4096 / 512);
+    common::wait_until("the disk was read", || disk.sectors_read() - before >= 3000 * 4096 / 512);
 }
 
 /// A bundle that lies elsewhere, with the memory of one on a disk: a new one can be written beside it.
