@@ -42,7 +42,7 @@ pub enum VerifyError {
     /// A section of the state cannot be decoded.
     #[error(transparent)]
     Section(#[from] DecodeError),
-    /// The working set is damaged.
+    /// The working set is damaged, or another bundle's.
     #[error(transparent)]
     WorkingSet(#[from] HintError),
     /// State and manifest describe different machines.

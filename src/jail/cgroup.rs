@@ -68,6 +68,10 @@ pub enum BoundError {
     },
 }
 
+/// How much memory a group uses: version 2, version 1.
+const USED_FILES: [&str; 2] = ["memory.current", "memory.usage_in_bytes"];
+/// How much it may use.
+const LIMIT_FILES: [&str; 2] = ["memory.max", "memory.limit_in_bytes"];
 /// Where a group's swap is bounded, in either version. A kernel that counts no swap has neither.
 const SWAP_FILES: [&str; 2] = ["memory.swap.max", "memory.memsw.limit_in_bytes"];
 
@@ -132,6 +136,30 @@ struct Hierarchy {
     /// Its controllers; none with version 2.
     controllers: Vec<String>,
     own: PathBuf,
+}
+
+impl Hierarchy {
+    /// What the narrowest of the own group and those above leaves of memory, bytes; `None` without a limit.
+    fn memory_left(&self) -> Option<u64> {
+        let version = usize::from(!self.controllers.is_empty());
+        let (limit, used) = (LIMIT_FILES.get(version)?, USED_FILES.get(version)?);
+        let groups = self.own.ancestors().take_while(|group| group.starts_with(&self.mount));
+        let left = groups
+            .filter_map(|group| Some(number(&group.join(limit))?.saturating_sub(number(&group.join(used))?)));
+        left.min()
+    }
+}
+
+/// `max`, a file that is not there and anything else that is no number are no limit.
+fn number(file: &Path) -> Option<u64> {
+    fs::read_to_string(file).ok()?.trim().parse().ok()
+}
+
+/// What limits of memory leave to this process, bytes; `None` without any. Those of the groups above its own hold for it too. To be asked
+/// while /proc is there.
+pub fn memory_left() -> Option<u64> {
+    let hierarchies = hierarchies(&read("/proc/self/mountinfo").ok()?, &read("/proc/self/cgroup").ok()?);
+    hierarchies.iter().filter_map(Hierarchy::memory_left).min()
 }
 
 /// Moves the calling process into a new group with these bounds.
@@ -213,7 +241,7 @@ impl Groups {
     /// Bytes that the bound leaves to the machines of a group; `None` where their memory is not bounded.
     pub fn memory_left(&self, group: Group) -> Option<u64> {
         let max = self.memory_max?;
-        let files = [group.file("memory.current"), group.file("memory.usage_in_bytes")];
+        let files = USED_FILES.map(|file| group.file(file));
         let used = self.read_first(&files)?.trim().parse().ok()?;
         Some(max.saturating_sub(used))
     }
@@ -443,6 +471,30 @@ mod tests {
         let root =
             Hierarchy { own: found[2].mount.clone(), mount: found[2].mount.clone(), controllers: vec![] };
         assert_eq!(beside(&root), root.mount);
+    }
+
+    #[test]
+    fn the_narrowest_group_above_says_what_is_left() {
+        let place = tempfile::tempdir().unwrap();
+        for (controllers, version) in [(vec![], 0), (vec!["memory".to_owned()], 1)] {
+            let mount = place.path().join(version.to_string());
+            let own = mount.join("slice/pod/own");
+            fs::create_dir_all(&own).unwrap();
+            let here = Hierarchy { mount: mount.clone(), controllers, own };
+            assert_eq!(here.memory_left(), None);
+            for (group, limit, used) in [
+                ("slice", "100000", "60000"),
+                ("slice/pod", "max", "50000"),
+                ("slice/pod/own", "90000", "10000"),
+            ] {
+                fs::write(mount.join(group).join(LIMIT_FILES[version]), limit).unwrap();
+                fs::write(mount.join(group).join(USED_FILES[version]), used).unwrap();
+            }
+            assert_eq!(here.memory_left(), Some(40000));
+            // Groups that are not seen from here.
+            let hidden = Hierarchy { own: mount.join("slice/elsewhere/own"), ..here };
+            assert_eq!(hidden.memory_left(), Some(40000));
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ mod room;
 mod seccomp;
 mod walls;
 
-pub use cgroup::{BoundError, Bounds, Group, Groups, bound, remove_ended};
+pub use cgroup::{BoundError, Bounds, Group, Groups, bound, memory_left, remove_ended};
 pub use entry::{Entry, JailError, Order, Uids, bound_files};
 pub use keeper::{Keeper, Kept};
 pub use last_words::{LastWords, watch_mapped_files};

@@ -6,7 +6,6 @@
 #![allow(unsafe_code)]
 
 mod ahead;
-mod budget;
 mod collapse;
 pub mod layout;
 mod mapping;
@@ -17,12 +16,13 @@ mod source;
 mod uffd;
 
 pub use ahead::{GuestTables, MappedAhead, map_ahead};
-pub use budget::{fillable, free_bytes};
 pub use collapse::{make_huge, tmpfs_has_huge_pages};
 pub use mapping::{
     MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,
 };
-pub use prefetch::{Expected, Late, Prefetched, bytes_of, copy_written, read_ahead, unchanged_pages, within};
+pub use prefetch::{
+    Expected, Late, Prefetched, bytes_of, copy_written, fillable, read_ahead, unchanged_pages, within,
+};
 pub use program::Program;
 pub use source::{ChunkError, ChunkSource, chunks_around};
 pub use uffd::{

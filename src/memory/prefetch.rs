@@ -25,6 +25,8 @@ const PAGE: usize = 4096;
 
 /// Most bytes copied before the first instruction. What a working set has beyond this is left to the guest's own faults.
 const COPIED_MAX: u64 = 32 << 20;
+/// Of what a limit leaves, the part that may be filled ahead of need.
+const SHARE: u64 = 2;
 /// Pages whose residence in the page cache stands for that of all.
 const PROBES: u64 = 8;
 /// Most bytes asked of a disk. Asking for more waits for the disk all the same, once its queue is full.
@@ -58,6 +60,11 @@ fn first_bytes(mut ranges: Vec<Range<u64>>, mut left: u64) -> Vec<Range<u64>> {
     }
     ranges.retain(|range| !range.is_empty());
     ranges
+}
+
+/// Bytes that may be filled ahead of need where a limit leaves `left`: the rest is for what the clone does next.
+pub fn fillable(left: u64) -> u64 {
+    left / SHARE
 }
 
 /// Bytes of all ranges together.

@@ -409,7 +409,7 @@ impl Machine {
         let (next, action) = self.state.next(Event::Freeze).ok_or(RunError::Ended)?;
         let thaw = self.state == State::Running;
         if action == Action::PauseVcpus {
-            self.vcpus.iter().try_for_each(VcpuThread::ask_pause)?;
+            self.ask_to_stop()?;
             self.vcpus.iter().try_for_each(VcpuThread::wait_paused)?;
         }
         self.state = next;

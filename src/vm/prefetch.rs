@@ -10,6 +10,7 @@ use snapshot_format::working_set::PageRange;
 
 use crate::bundle::Bundle;
 use crate::config::{Backend, Prefetch, Verify};
+use crate::jail;
 use crate::kvm::KvmVcpu;
 use crate::memory::{self, ChunkError, ChunkSource, Expected, GuestMemory, Late, OnStart, Pager, Prefetched};
 
@@ -59,7 +60,8 @@ impl Hints {
             };
             self.pagemap =
                 if backend == Backend::Mmap { File::open("/proc/self/pagemap").ok() } else { None };
-            self.copied_max = (copied > UNASKED_MAX).then(memory::free_bytes).flatten();
+            let left = (copied > UNASKED_MAX).then(jail::memory_left).flatten();
+            self.copied_max = left.map(memory::fillable);
         }
         self
     }
