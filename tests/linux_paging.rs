@@ -97,38 +97,43 @@ impl Drop for Group {
     }
 }
 
+/// A bundle with 23 MiB that an answer writes, more than half of what a limit of 20 MiB leaves.
+fn with_much_to_copy(place: &Place) -> PathBuf {
+    let bundle = place.bake_in("64MiB", "toucher", &["--warm-up", "fill", "--no-record"]);
+    finish(ember(["record", "--event-text", "write 4096 6000 1"]).arg(&bundle)).succeeds();
+    bundle
+}
+
+/// Half of what a limit of 20 MiB leaves was copied ahead.
+#[track_caller]
+fn is_cut_short(told: &serde_json::Value) {
+    assert_eq!(told["paging"]["prefetch_cut_short"], true, "{told}");
+    let copied = told["paging"]["prefetched_bytes"].as_u64().unwrap();
+    assert!((4 << 20..12 << 20).contains(&copied), "{told}");
+}
+
 #[test]
 fn a_limit_of_memory_stops_the_prefetch_and_not_the_clone() {
     let place = Place::new();
-    let bundle = place.bake_in("64MiB", "toucher", &["--warm-up", "fill", "--no-record"]);
-    // 23 MiB that an answer writes, which the limit does not leave.
-    finish(ember(["record", "--event-text", "write 4096 6000 1"]).arg(&bundle)).succeeds();
+    let bundle = with_much_to_copy(&place);
     let right = run(&bundle, "read 100 10 1", &[]).succeeds().text().to_owned();
     let path = bundle.to_str().unwrap();
     let group = Group::new("ember-test-limit", 20 << 20);
     for paging in ["mmap", "uffd"] {
         let run = ["run", path, "--event-text", "read 100 10 1", "--paging", paging];
         group.ember(&run).answers(&right);
-        let told = group.ember(&[&run[..], &["--json"]].concat()).succeeds().json();
-        assert_eq!(told["paging"]["prefetch_cut_short"], true, "{told}");
-        let copied = told["paging"]["prefetched_bytes"].as_u64().unwrap();
-        // Half of what the limit leaves.
-        assert!((4 << 20..12 << 20).contains(&copied), "{told}");
+        is_cut_short(&group.ember(&[&run[..], &["--json"]].concat()).succeeds().json());
     }
 }
 
 #[test]
 fn a_limit_of_a_group_above_stops_the_prefetch_too() {
     let place = Place::new();
-    let bundle = place.bake_in("64MiB", "toucher", &["--warm-up", "fill", "--no-record"]);
-    finish(ember(["record", "--event-text", "write 4096 6000 1"]).arg(&bundle)).succeeds();
+    let bundle = with_much_to_copy(&place);
     let above = Group::new("ember-test-above", 20 << 20);
     let below = Group::within(&above.0, "wide", 1 << 30);
     let told = below.ember(&["run", bundle.to_str().unwrap(), "--event-text", "read 100 10 1", "--json"]);
-    let told = told.succeeds().json();
-    let copied = told["paging"]["prefetched_bytes"].as_u64().unwrap();
-    assert!((4 << 20..12 << 20).contains(&copied), "{told}");
-    assert_eq!(told["paging"]["prefetch_cut_short"], true, "{told}");
+    is_cut_short(&told.succeeds().json());
     drop(below);
 }
 
@@ -147,6 +152,14 @@ impl Disk {
             &[&file, &folder],
         );
         Disk { file, folder }
+    }
+
+    /// A small guest all of whose pages are content, on the disk.
+    fn bake(&self) -> PathBuf {
+        let bundle = self.folder.join("toucher.ember");
+        let mut bake = common::bake_in_command("16MiB", "toucher", &bundle);
+        finish(bake.args(["--warm-up", "fill", "--no-record"])).succeeds();
+        bundle
     }
 
     /// Sectors of 512 bytes that were read from it.
@@ -185,9 +198,7 @@ fn shell_command(script: &str, arguments: &[&Path]) {
 fn a_long_range_of_the_working_set_is_read_from_a_cold_disk_as_a_whole() {
     let place = Place::new();
     let disk = Disk::new(&place);
-    let bundle = disk.folder.join("toucher.ember");
-    let mut bake = common::bake_in_command("16MiB", "toucher", &bundle);
-    finish(bake.args(["--warm-up", "fill", "--no-record"])).succeeds();
+    let bundle = disk.bake();
     finish(ember(["record", "--event-text", "read 1 3000 1"]).arg(&bundle)).succeeds();
     let right = run(&bundle, "read 100 10 1", &[]).succeeds().text().to_owned();
     shell_command("sync; echo 3 >/proc/sys/vm/drop_caches", &[]);
@@ -224,9 +235,7 @@ impl Drop for Apart {
 fn a_recording_whose_pages_cannot_be_read_ends_at_once_and_says_why() {
     let place = Place::new();
     let disk = Disk::new(&place);
-    let bundle = disk.folder.join("toucher.ember");
-    let mut bake = common::bake_in_command("16MiB", "toucher", &bundle);
-    finish(bake.args(["--warm-up", "fill", "--no-record"])).succeeds();
+    let bundle = disk.bake();
     let apart = Apart::new(&place, &bundle);
     disk.breaks_under(&bundle.join("memory"));
     let ended = finish(ember(["record", "--event-text", "read 1 4000 1", "--timeout", "60m"]).arg(&apart.0));
@@ -238,9 +247,7 @@ fn a_recording_whose_pages_cannot_be_read_ends_at_once_and_says_why() {
 fn a_disk_that_fails_ends_the_clone_with_a_sentence() {
     let place = Place::new();
     let disk = Disk::new(&place);
-    let bundle = disk.folder.join("toucher.ember");
-    let mut bake = common::bake_in_command("16MiB", "toucher", &bundle);
-    finish(bake.args(["--warm-up", "fill", "--no-record"])).succeeds();
+    let bundle = disk.bake();
     disk.breaks_under(&bundle.join("memory"));
     let ended = run(&bundle, "read 1 4000 1", &["--paging", "uffd"]);
     assert_eq!(ended.code(), HOST_CANNOT, "{ended:?}");
