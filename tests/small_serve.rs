@@ -14,7 +14,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 use common::serve::{Daemon, as_user, kill, receive, serve_command};
-use common::{HOST_CANNOT, Place, TIMEOUT, USAGE, ember, finish, is_root, wait_until};
+use common::{HOST_CANNOT, Place, TIMEOUT, USAGE, api, ember, finish, is_root, wait_until};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -335,6 +335,27 @@ fn a_function_is_described_and_each_path_names_the_methods_that_it_has() {
         let refused = daemon.request(method, path, &[], &[]);
         refused.fails(405, "request", "no such method");
         assert_eq!(refused.header("allow"), Some(allowed), "{method} {path}");
+    }
+}
+
+#[test]
+fn every_setting_that_the_api_describes_can_be_given() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    let bundle = place.bake("echo");
+    let schemas = api::component("/components/schemas/Settings/properties").as_object().unwrap();
+    let given = schemas.iter().map(|(name, schema)| {
+        let value = if name == "bundle" { json!(bundle) } else { schema["minimum"].clone() };
+        (name.clone(), value)
+    });
+    let given: serde_json::Value = given.collect::<serde_json::Map<_, _>>().into();
+    assert_eq!(daemon.request("PUT", "/functions/echo", &[], given.to_string().as_bytes()).status, 201);
+    assert_eq!(daemon.get("/functions/echo").json()["settings"], given);
+    // And by default those that are told.
+    daemon.register("echo", &bundle);
+    let settings = daemon.get("/functions/echo").json()["settings"].take();
+    for (name, schema) in schemas.iter().filter(|(_, schema)| schema.get("default").is_some()) {
+        assert_eq!(settings[name], schema["default"], "{name}");
     }
 }
 

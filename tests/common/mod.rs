@@ -7,6 +7,7 @@
     reason = "clippy takes helpers of tests for the product"
 )]
 
+pub mod api;
 pub mod attacker;
 pub mod bundles;
 pub mod groups;

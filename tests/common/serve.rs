@@ -10,7 +10,7 @@ use rustix::process::{Pid, Signal};
 use serde_json::{Value, json};
 
 use super::processes::alive_in_group;
-use super::{Ended, ember, end_of, start, wait_until};
+use super::{Ended, api, ember, end_of, start, wait_until};
 
 /// A running `ember serve`. Killed with everything it began when it is dropped.
 pub struct Daemon {
@@ -152,9 +152,12 @@ impl Daemon {
         stream
     }
 
+    /// The answer to a request, which is one of those that docs/openapi.yaml describes.
     #[track_caller]
     pub fn request(&self, method: &str, path: &str, headers: &[&str], body: &[u8]) -> Response {
-        receive(self.send(method, path, headers, body))
+        let response = receive(self.send(method, path, headers, body));
+        api::describes(method, path, &response);
+        response
     }
 
     #[track_caller]
@@ -184,7 +187,7 @@ impl Daemon {
 
     #[track_caller]
     pub fn invoke(&self, name: &str, event: &str) -> Response {
-        receive(self.begin(name, event))
+        self.request("POST", &format!("/functions/{name}/invoke"), &[], event.as_bytes())
     }
 
     /// The value of a line of the metrics.
