@@ -1,8 +1,8 @@
 //! Machines that are frozen at one exact point: what is under way there happens once, in the guest that goes on and in every
 //! clone of it.
 //!
-//! These are tests beside the code because no command freezes a guest just there. They need a KVM that runs small guests;
-//! where none is they fail. `cargo xtask test` runs them in the emulated host as well.
+//! These are tests beside the code because no command freezes a guest just there. They need a KVM that runs small guests:
+//! `cargo xtask test` runs them in the emulated host, and natively where one is.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -13,7 +13,6 @@ use snapshot_format::state::{FormatVersion, Reader};
 
 use crate::devices::{ConsoleSink, DeviceSetup};
 use crate::function::Conversation;
-use crate::kvm;
 use crate::memory;
 
 use super::prefetch::Ahead;
@@ -92,12 +91,6 @@ fn check_clone(snapshot: &Snapshot, pauses: &mut Pauses) {
 
 #[test]
 fn no_port_read_is_lost_or_done_twice_by_a_freeze_or_a_restore() {
-    if let Err(error) = kvm::probe() {
-        let is_elsewhere = std::env::var_os("EMBER_WHERE").is_none_or(|place| place != "rig");
-        assert!(is_elsewhere, "the emulated host has KVM: {error}");
-        eprintln!("only in the emulated host: {error}");
-        return;
-    }
     let image = Image::Small(guest("counter"));
     let start = ColdStart {
         host: Host::open(None).unwrap(),

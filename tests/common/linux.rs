@@ -72,10 +72,7 @@ pub fn busybox_root(at: &Path) -> PathBuf {
     for folder in ["bin", "etc", "tmp", "run", "proc", "sys", "dev", "work"] {
         fs::create_dir_all(at.join(folder)).unwrap();
     }
-    let search = std::env::var_os("PATH").unwrap_or_default();
-    let folders: Vec<PathBuf> = std::env::split_paths(&search).chain([PathBuf::from("/bin")]).collect();
-    let busybox = folders.iter().map(|folder| folder.join("busybox")).find(|file| file.is_file());
-    fs::copy(busybox.expect("no busybox in PATH"), at.join("bin/busybox")).unwrap();
+    fs::copy(variable("EMBER_BUSYBOX"), at.join("bin/busybox")).unwrap();
     for name in [
         "sh",
         "cat",
@@ -134,7 +131,9 @@ pub fn bundle(name: &str, content: &[&str], arguments: impl FnOnce(&Path) -> Vec
     let path = kept().join(format!("{name}-{:016x}", hasher.finish()));
     let lock = File::create(kept().join(format!(".{name}.lock"))).unwrap();
     lock.lock().unwrap();
-    if !path.exists() {
+    // What was said of it is written after it: who was killed in between leaves one alone.
+    if !path.exists() || !path.with_extension("json").exists() {
+        fs::remove_dir_all(&path).ok();
         let place = tempfile::tempdir().unwrap();
         // In front: the last argument is the function's.
         let all = std::iter::once("--json".into()).chain(arguments(place.path()));

@@ -1,5 +1,5 @@
-//! The pager against the kernel. Where a process gets no userfaultfd these fail, except for those who may have none: see
-//! `lazy_paging` in `ember doctor`.
+//! The pager against the kernel. They need a userfaultfd (see `lazy_paging` in `ember doctor`): `cargo xtask test` runs them in the
+//! emulated host, and natively where this user gets one.
 
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};

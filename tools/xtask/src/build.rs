@@ -53,11 +53,16 @@ pub struct TestBinary {
     pub name: String,
     pub path: PathBuf,
     /// How the names of those of its tests begin that are cases.
-    pub prefix: &'static str,
+    pub prefixes: &'static [&'static str],
 }
 
-/// Name of the binary with the tests beside the code, and of those tests in it that need a virtual machine.
-const BESIDE: (&str, &str) = ("beside", "vm::");
+/// Tests beside the code that need a KVM which runs small guests.
+pub const NEED_KVM: &str = "vm::";
+/// Tests beside the code that need a userfaultfd.
+pub const NEED_USERFAULTFD: &str = "memory::uffd::";
+
+/// Name of the binary with the tests beside the code, and of those tests in it that need what not every machine has.
+const BESIDE: (&str, &[&str]) = ("beside", &[NEED_KVM, NEED_USERFAULTFD]);
 
 /// What cargo shows of its progress is for a terminal: in a log it would be a line for each crate.
 fn without_progress() -> &'static [&'static str] {
@@ -125,7 +130,7 @@ pub fn small_guests(workspace: &Workspace) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Compiles the black-box tests, every file of `tests/`, and those beside the code that need a virtual machine.
+/// Compiles the black-box tests, every file of `tests/`, and those beside the code that need what not every machine has.
 pub fn test_binaries(workspace: &Workspace) -> Result<Vec<TestBinary>> {
     if !has_rust_files(&workspace.path("tests")) {
         return Ok(Vec::new());
@@ -180,12 +185,12 @@ fn test_artifact(message: &Value) -> Option<TestBinary> {
     let is = |wanted: &str| kinds.iter().any(|kind| kind == wanted);
     let path = message.get("executable")?.as_str()?;
     let name = message.pointer("/target/name")?.as_str()?;
-    let (name, prefix) = match (is("test"), is("lib")) {
-        (true, _) => (name, ""),
+    let (name, prefixes): (_, &[_]) = match (is("test"), is("lib")) {
+        (true, _) => (name, &[""]),
         (_, true) => BESIDE,
         _ => return None,
     };
-    Some(TestBinary { name: name.to_owned(), path: path.into(), prefix })
+    Some(TestBinary { name: name.to_owned(), path: path.into(), prefixes })
 }
 
 #[cfg(test)]
@@ -201,8 +206,9 @@ mod tests {
 {"reason":"compiler-artifact","target":{"kind":["lib"],"name":"ember"},"executable":"/t/ember-2e"}
 not json"#;
         let found = test_artifacts(messages);
-        let found: Vec<_> = found.iter().map(|b| (b.name.as_str(), b.path.as_path(), b.prefix)).collect();
-        let expected = [("boot", Path::new("/t/boot-1f"), ""), ("beside", Path::new("/t/ember-2e"), "vm::")];
+        let found: Vec<_> = found.iter().map(|b| (b.name.as_str(), b.path.as_path(), b.prefixes)).collect();
+        let expected =
+            [("boot", Path::new("/t/boot-1f"), &[""][..]), ("beside", Path::new("/t/ember-2e"), BESIDE.1)];
         assert_eq!(found, expected);
     }
 }

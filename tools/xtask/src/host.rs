@@ -1,7 +1,9 @@
-//! What this machine's `/dev/kvm` can do.
+//! What this machine can do for microVMs.
 
 use std::fs::OpenOptions;
 use std::path::Path;
+
+use crate::setup;
 
 /// Where microVMs can run on this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +50,14 @@ impl Kvm {
             Self::Unusable => "there is no /dev/kvm that this user may open",
         }
     }
+}
+
+/// Whether this user gets a userfaultfd that serves the kernel's own accesses: the device, or a system call that is root's unless the
+/// host gives it to all.
+pub fn lazy_paging() -> bool {
+    let device = OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").is_ok();
+    let for_all = std::fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
+    device || setup::is_root() || for_all.is_ok_and(|value| value.trim() == "1")
 }
 
 /// The machine's processor as Linux names it.

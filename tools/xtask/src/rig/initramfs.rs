@@ -23,7 +23,7 @@ pub fn prepare(workspace: &Workspace, guest: &Guest) -> Result<PathBuf> {
     let tree = workspace.target("rig/initramfs");
     let image = workspace.target("rig/initramfs.cpio");
     make_empty_dir(&tree)?;
-    copy_busybox(&tree)?;
+    copy_busybox(&guest.busybox, &tree)?;
     for (name, script) in [("init", INIT), ("start", START)] {
         let path = tree.join(name);
         write(&path, script)?;
@@ -34,10 +34,10 @@ pub fn prepare(workspace: &Workspace, guest: &Guest) -> Result<PathBuf> {
     Ok(image)
 }
 
-fn copy_busybox(tree: &Path) -> Result<()> {
-    let busybox = process::find("busybox").context("busybox is not installed")?;
+/// The guest's: a host may have one that needs libraries.
+fn copy_busybox(busybox: &Path, tree: &Path) -> Result<()> {
     make_dir(&tree.join("bin"))?;
-    std::fs::copy(&busybox, tree.join("bin/busybox"))
+    std::fs::copy(busybox, tree.join("bin/busybox"))
         .with_context(|| format!("Cannot copy {}", busybox.display()))?;
     std::os::unix::fs::symlink("busybox", tree.join("bin/sh")).context("Cannot link the shell")
 }

@@ -17,10 +17,9 @@ enum Probe {
 }
 
 /// Host packages: the name in Debian 12 and the sign that it is not needed any more.
-const PACKAGES: [(&str, Probe); 11] = [
+const PACKAGES: [(&str, Probe); 10] = [
     ("libclang-dev", Probe::Libclang),
     ("qemu-system-x86", Probe::Program("qemu-system-x86_64")),
-    ("busybox-static", Probe::Program("busybox")),
     ("cpio", Probe::Program("cpio")),
     ("e2fsprogs", Probe::Program("mke2fs")),
     ("kmod", Probe::Program("depmod")),

@@ -31,6 +31,8 @@ pub struct Guest {
     pub release: String,
     /// Its modules, with `modules.dep`.
     pub modules: PathBuf,
+    /// Debian's static busybox.
+    pub busybox: PathBuf,
     /// The python root as an ext4 image.
     pub python_image: PathBuf,
     /// The root with stress-ng as an ext4 image.
@@ -50,13 +52,14 @@ pub fn prepare(workspace: &Workspace) -> Result<Guest> {
     let lock = lock(workspace)?;
     debian::install_missing()?;
     let kernel = kernel::prepare(workspace)?;
-    let python_image = python::prepare(workspace)?;
+    let (python_image, busybox) = python::prepare(workspace)?;
     let stress_image = stress::prepare(workspace)?;
     drop(lock);
     Ok(Guest {
         kernel: kernel.image,
         release: kernel.release,
         modules: kernel.modules,
+        busybox,
         python_image,
         stress_image,
     })

@@ -25,10 +25,11 @@ const REQUIREMENTS: &str = include_str!("../../python-requirements.txt");
 /// Where Debian's python looks for what its administrator installed.
 const SITE: &str = "usr/local/lib/python3.11/dist-packages";
 
-/// Makes the root image unless it is there, and returns its path.
-pub fn prepare(workspace: &Workspace) -> Result<PathBuf> {
+/// Makes the root image unless it is there, and returns its path and that of the busybox in it.
+pub fn prepare(workspace: &Workspace) -> Result<(PathBuf, PathBuf)> {
     let recipe = [REQUIREMENTS, RECIPE].join("\n");
-    Root { name: "python", packages: PACKAGES, recipe, complete }.prepare(workspace)
+    let image = Root { name: "python", packages: PACKAGES, recipe, complete }.prepare(workspace)?;
+    Ok((image, workspace.guest("python-root/bin/busybox")))
 }
 
 fn complete(workspace: &Workspace, root: &Path) -> Result<()> {

@@ -76,7 +76,10 @@ pub fn list(binaries: &[TestBinary], full: bool) -> Result<Listing> {
 fn names(binary: &TestBinary, options: &[&str]) -> Result<Vec<String>> {
     let text = process::read(Command::new(&binary.path).args(["--list", "--format", "terse"]).args(options))?;
     let all = text.lines().filter_map(|line| line.strip_suffix(": test"));
-    Ok(all.filter(|name| name.starts_with(binary.prefix)).map(str::to_owned).collect())
+    Ok(all
+        .filter(|name| binary.prefixes.iter().any(|prefix| name.starts_with(prefix)))
+        .map(str::to_owned)
+        .collect())
 }
 
 /// The reason of an ignored test is in the line by which libtest passes over it.

@@ -82,7 +82,7 @@ impl Group {
 
 /// All groups. Two run at a time in this order, so the long ones come first.
 pub const GROUPS: [Group; 24] = [
-    // Ten bakes of a busy guest one after the other, and of a large one.
+    // Bakes of a busy guest one after the other (with --full ten, and of a large one).
     Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
     // Clones that are baked again, several times.
     Group::new("whole_linux", Place::Linux, 400),

@@ -265,7 +265,7 @@ mod tests {
     use crate::test::groups;
 
     fn cases(names: &[&str]) -> Vec<Case> {
-        let binary = TestBinary { name: "small".into(), path: "/t/small".into(), prefix: "" };
+        let binary = TestBinary { name: "small".into(), path: "/t/small".into(), prefixes: &[""] };
         let group = groups::of_binary("small").unwrap();
         names.iter().map(|name| Case { binary: binary.clone(), name: (*name).into(), group }).collect()
     }

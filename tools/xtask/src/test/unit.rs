@@ -1,4 +1,4 @@
-//! Tests beside the code, run by cargo on this machine.
+//! Tests beside the code, run by cargo on this machine; those that need what it has not run in the rig alone.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -6,8 +6,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result};
 
 use super::tally::Tally;
-use crate::build;
-use crate::progress::step;
+use crate::build::{self, NEED_KVM, NEED_USERFAULTFD};
+use crate::host::{self, Kvm};
+use crate::progress::{say, step};
 use crate::workspace::Workspace;
 
 /// Unit tests, integration tests of the libraries, and examples in documentation. The files of `tests/` need a virtual
@@ -20,10 +21,27 @@ const SETS: [(&str, &[&str]); 3] = [
 
 /// Runs them all.
 pub fn run(workspace: &Workspace, tally: &mut Tally) -> Result<()> {
+    let elsewhere = elsewhere(Kvm::of_this_machine(), host::lazy_paging());
+    for prefix in &elsewhere {
+        say(&format!(
+            "Tests of {prefix} run in the emulated host alone: this machine has not what they need"
+        ));
+    }
+    let skips: Vec<&str> = elsewhere.iter().flat_map(|prefix| ["--skip", prefix]).collect();
     for (what, arguments) in SETS {
-        step(what, || run_set(&mut build::cargo_test(workspace, arguments), what, tally))?;
+        let mut cargo = build::cargo_test(workspace, arguments);
+        if arguments.contains(&"--lib") {
+            cargo.arg("--").args(&skips);
+        }
+        step(what, || run_set(&mut cargo, what, tally))?;
     }
     Ok(())
+}
+
+/// How the names of those tests begin that cannot run on such a machine.
+fn elsewhere(kvm: Kvm, lazy_paging: bool) -> Vec<&'static str> {
+    let needs = [(NEED_KVM, kvm.runs_small_guests()), (NEED_USERFAULTFD, lazy_paging)];
+    needs.into_iter().filter(|(_, is_there)| !is_there).map(|(prefix, _)| prefix).collect()
 }
 
 fn run_set(command: &mut Command, what: &str, tally: &mut Tally) -> Result<()> {
@@ -43,4 +61,16 @@ fn run_set(command: &mut Command, what: &str, tally: &mut Tally) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_machine_cannot_run_is_left_to_the_emulated_host() {
+        assert!(elsewhere(Kvm::Software, true).is_empty());
+        assert_eq!(elsewhere(Kvm::Unusable, true), [NEED_KVM]);
+        assert_eq!(elsewhere(Kvm::Unusable, false), [NEED_KVM, NEED_USERFAULTFD]);
+    }
 }
