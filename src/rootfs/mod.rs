@@ -71,7 +71,16 @@ pub enum Progress {
 pub enum RootfsError {
     /// The source cannot be read or is no image.
     #[error(transparent)]
-    Source(#[from] ImageError),
+    Source(ImageError),
+    /// The disk, or what the user may use of it, is full.
+    #[error("No room is left for the root image {}: free some, or make it on another file system", path.display())]
+    Full {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The image could not be written.
     #[error("Cannot write the root image {}", path.display())]
     Write {
@@ -102,6 +111,28 @@ pub enum RootfsError {
     /// An existing file system is used as it is.
     #[error("An existing ext4 image cannot be given another size; resize it with resize2fs")]
     Resize,
+}
+
+impl RootfsError {
+    /// What came while the source was read and its contents were kept.
+    fn of_source(out: &Path, error: ImageError) -> Self {
+        match error.into_write() {
+            Ok(source) => RootfsError::of_writing(out, Ext4Error::Write(source)),
+            Err(error) => RootfsError::Source(error),
+        }
+    }
+
+    fn of_writing(out: &Path, error: Ext4Error) -> Self {
+        let path = out.into();
+        match error {
+            Ext4Error::Write(source) if is_full(&source) => RootfsError::Full { path, source },
+            source => RootfsError::Write { path, source },
+        }
+    }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Makes an ext4 image of `source` in the new file `out` (mode 0600); `size` bytes long if given, else as long as the
@@ -137,16 +168,19 @@ fn fill(
         if size.is_some() {
             return Err(RootfsError::Resize);
         }
-        return Ok(Built { config: None, bytes: source::copy_ext4(path, file, progress)? });
+        let bytes =
+            source::copy_ext4(path, file, progress).map_err(|error| RootfsError::of_source(out, error))?;
+        return Ok(Built { config: None, bytes });
     }
     let dir = out.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut spool = Spool::new(dir).map_err(|source| RootfsError::Spool { dir: dir.into(), source })?;
     let Loaded { tree, config } = match source {
-        Source::Directory(path) => Loaded { tree: directory(path)?, config: None },
-        _ => image(source, &mut spool, progress)?,
-    };
+        Source::Directory(path) => directory(path).map(|tree| Loaded { tree, config: None }),
+        _ => image(source, &mut spool, progress),
+    }
+    .map_err(|error| RootfsError::of_source(out, error))?;
     let bytes = ext4::write(&tree, &spool, file, size, progress)
-        .map_err(|source| RootfsError::Write { path: out.into(), source })?;
+        .map_err(|error| RootfsError::of_writing(out, error))?;
     Ok(Built { config, bytes })
 }
 

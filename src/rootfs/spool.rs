@@ -12,6 +12,17 @@ use super::tree::Content;
 /// Bytes moved at a time.
 pub const PIECE: usize = 1 << 17;
 
+/// Whose fault it is that contents could not be taken over.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// The source cannot be read.
+    #[error("The contents cannot be read")]
+    Read(#[source] io::Error),
+    /// The spool cannot be written.
+    #[error("The contents cannot be written")]
+    Write(#[source] io::Error),
+}
+
 /// The file is gone with its descriptor, however the process ends.
 #[derive(Debug)]
 pub struct Spool {
@@ -42,16 +53,16 @@ impl Spool {
     /// Appends everything that `from` has.
     ///
     /// # Errors
-    /// Reading or writing failed.
-    pub fn append(&mut self, from: &mut dyn Read) -> io::Result<Content> {
+    /// See [`SpoolError`].
+    pub fn append(&mut self, from: &mut dyn Read) -> Result<Content, SpoolError> {
         let offset = self.len;
         let mut buffer = vec![0; PIECE];
         loop {
-            let count = from.read(&mut buffer)?;
+            let count = from.read(&mut buffer).map_err(SpoolError::Read)?;
             if count == 0 {
                 return Ok(Content::Spool { offset, len: self.len - offset });
             }
-            self.file.write_all(&buffer[..count])?;
+            self.file.write_all(&buffer[..count]).map_err(SpoolError::Write)?;
             self.len += count as u64;
         }
     }

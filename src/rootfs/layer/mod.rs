@@ -17,6 +17,9 @@ pub enum LayerError {
     /// The archive is damaged or cut off, or reading it failed.
     #[error("The archive cannot be read")]
     Read(#[source] io::Error),
+    /// The contents cannot be kept.
+    #[error("The contents of the layer cannot be written")]
+    Write(#[source] io::Error),
     /// A header whose numbers make no sense.
     #[error("The entry {path:?} has a damaged {what}")]
     Entry {

@@ -11,7 +11,7 @@ use tar::{Archive, EntryType};
 use super::ImageError;
 use super::verify::Verifier;
 use crate::rootfs::limits;
-use crate::rootfs::spool::Spool;
+use crate::rootfs::spool::{Spool, SpoolError};
 
 /// An image's files by name.
 #[derive(Debug)]
@@ -62,7 +62,10 @@ impl Store {
     /// It cannot be read or has too many entries.
     pub fn archive(path: &Path, spool: &Spool) -> Result<Store, ImageError> {
         let failed = |source| ImageError::Read { path: path.into(), source };
-        let file = plain(path, spool).map_err(failed)?;
+        let file = plain(path, spool).map_err(|error| match error {
+            SpoolError::Read(source) => failed(source),
+            SpoolError::Write(source) => ImageError::Write(source),
+        })?;
         let files = list(&file).map_err(failed)?.ok_or(ImageError::TooMuch { what: "files" })?;
         Ok(Store::Tar { file, files })
     }
@@ -138,19 +141,19 @@ fn relative(from: &str, target: &str) -> Option<String> {
 }
 
 /// The tar file itself: opened, or unpacked into an unnamed file beside `spool`.
-fn plain(path: &Path, spool: &Spool) -> io::Result<File> {
-    let mut file = File::open(path)?;
+fn plain(path: &Path, spool: &Spool) -> Result<File, SpoolError> {
+    let mut file = File::open(path).map_err(SpoolError::Read)?;
     let mut start = [0; 512];
     let is_tar = file.read_exact(&mut start).is_ok() && start.get(257..262) == Some(b"ustar");
-    file.seek(SeekFrom::Start(0))?;
+    file.seek(SeekFrom::Start(0)).map_err(SpoolError::Read)?;
     if is_tar {
         return Ok(file);
     }
-    let mut spool = spool.another()?;
-    let mut from = unpacked(file)?.take(limits::CONTENT + 1);
+    let mut spool = spool.another().map_err(SpoolError::Write)?;
+    let mut from = unpacked(file).map_err(SpoolError::Read)?.take(limits::CONTENT + 1);
     let content = spool.append(&mut from)?;
     if content.bytes() > limits::CONTENT {
-        return Err(io::ErrorKind::FileTooLarge.into());
+        return Err(SpoolError::Read(io::ErrorKind::FileTooLarge.into()));
     }
     Ok(spool.into_file())
 }

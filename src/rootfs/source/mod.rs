@@ -11,6 +11,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::layer::LayerError;
+use super::spool::SpoolError;
 use super::tree::Tree;
 use super::{ImageConfig, Progress, ext4, limits};
 
@@ -173,6 +174,18 @@ pub enum ImageError {
     Write(#[source] io::Error),
 }
 
+impl ImageError {
+    /// The failed write of the output behind this, if that is what it is.
+    pub fn into_write(self) -> Result<io::Error, Self> {
+        match self {
+            ImageError::Write(source) | ImageError::Layer { source: LayerError::Write(source), .. } => {
+                Ok(source)
+            }
+            other => Err(other),
+        }
+    }
+}
+
 /// A source that has been read.
 #[derive(Debug)]
 pub struct Loaded {
@@ -256,21 +269,24 @@ pub fn copy_ext4(path: &Path, out: &File, progress: &mut dyn FnMut(Progress)) ->
         return Err(ImageError::TooMuch { what: "blocks" });
     }
     out.set_len(found).map_err(ImageError::Write)?;
-    copy_data(&file, out, found, progress).map_err(failed)?;
+    copy_data(&file, out, found, progress).map_err(|error| match error {
+        SpoolError::Read(source) => failed(source),
+        SpoolError::Write(source) => ImageError::Write(source),
+    })?;
     Ok(found)
 }
 
 /// Copies what is not zero.
-fn copy_data(from: &File, to: &File, len: u64, progress: &mut dyn FnMut(Progress)) -> io::Result<()> {
+fn copy_data(from: &File, to: &File, len: u64, progress: &mut dyn FnMut(Progress)) -> Result<(), SpoolError> {
     use std::os::unix::fs::FileExt;
     const PIECE: usize = 1 << 16;
     let mut buffer = vec![0; PIECE];
     let mut done = 0;
     while done < len {
         let count = usize::try_from(len - done).unwrap_or(PIECE).min(PIECE);
-        from.read_exact_at(&mut buffer[..count], done)?;
+        from.read_exact_at(&mut buffer[..count], done).map_err(SpoolError::Read)?;
         if buffer[..count].iter().any(|byte| *byte != 0) {
-            to.write_all_at(&buffer[..count], done)?;
+            to.write_all_at(&buffer[..count], done).map_err(SpoolError::Write)?;
         }
         done += count as u64;
         progress(Progress::Content { done, total: len });
