@@ -15,18 +15,21 @@ use super::error::{LastOutput, SessionError};
 use super::event::Event;
 use super::response::{Piece, Response, ResponseError};
 use super::tail::Tail;
-use super::{Notice, Outbox, RestoreMessage};
+use super::{ClockReading, Notice, Outbox, RestoreMessage};
 
 /// The versions of the guest protocol. An agent is frozen in its bundle: none is ever dropped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Version {
     V1,
+    /// Takes the host's clock as a reading at a moment of the guest's TSC.
+    V2,
 }
 
 impl Version {
     fn from_number(number: u16) -> Result<Self, SessionError> {
         match number {
             1 => Ok(Version::V1),
+            2 => Ok(Version::V2),
             found => Err(SessionError::Version { found }),
         }
     }
@@ -34,6 +37,7 @@ impl Version {
     fn number(self) -> u16 {
         match self {
             Version::V1 => 1,
+            Version::V2 => 2,
         }
     }
 }
@@ -119,11 +123,13 @@ impl AgentConversation {
         &mut self,
         message: &RestoreMessage,
         unix_time_ns: u64,
+        clock: Option<ClockReading>,
     ) -> Result<(), SessionError> {
         if !matches!(self.stage, Stage::Frozen) {
             return Err(SessionError::Order { what: "A restore message", when: "to a guest that runs" });
         }
-        let entries = entries(message)?;
+        let clock = clock.filter(|_| self.version == Some(Version::V2));
+        let entries = entries(message, clock)?;
         let RestoreMessage { generation, entropy, .. } = *message;
         let entries = RestoreEntries::from_bytes(&entries);
         self.say(ToGuest::Restore(Restore { generation, entropy, unix_time_ns, entries }));
@@ -453,9 +459,12 @@ fn with_faults(frame: ToHost<'_>) -> [Option<ToHost<'_>>; 2] {
     }
 }
 
-/// Names and environment as entries of a restore frame.
-fn entries(message: &RestoreMessage) -> Result<Vec<u8>, SessionError> {
+/// Clock, names and environment as entries of a restore frame.
+fn entries(message: &RestoreMessage, clock: Option<ClockReading>) -> Result<Vec<u8>, SessionError> {
     let mut entries = Vec::new();
+    if let Some(reading) = clock {
+        RestoreEntry::Clock(reading).append_to(&mut entries);
+    }
     if !message.host_name.is_empty() {
         if !is_host_name(&message.host_name) {
             return Err(SessionError::HostName { name: message.host_name.clone() });

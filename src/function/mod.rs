@@ -17,7 +17,7 @@ use snapshot_format::manifest::{FunctionContract, Interface};
 pub use agent::AgentConversation;
 pub use error::{LastOutput, SessionError};
 pub use event::{Event, HttpRequest, LambdaEvent};
-pub use guest_protocol::{GENERATION_LEN, MACHINE_ID_LEN, Stream, UNIQUE_MAX, is_host_name};
+pub use guest_protocol::{ClockReading, GENERATION_LEN, MACHINE_ID_LEN, Stream, UNIQUE_MAX, is_host_name};
 pub use port::PortConversation;
 pub use response::ResponseError;
 
@@ -157,14 +157,19 @@ impl Conversation {
         }
     }
 
-    /// Tells a clone what makes it unique, and the host's wall clock, nanoseconds since the epoch. [`Notice::Acknowledged`]
-    /// follows.
+    /// Tells a clone what makes it unique, and the host's wall clock: nanoseconds since the epoch, and what it showed at a moment of the
+    /// guest's TSC, for agents that can reckon from there. [`Notice::Acknowledged`] follows.
     ///
     /// # Errors
     /// This is no clone, it was told already, or the names or the environment cannot be told.
-    pub fn restore(&mut self, message: &RestoreMessage, unix_time_ns: u64) -> Result<(), SessionError> {
+    pub fn restore(
+        &mut self,
+        message: &RestoreMessage,
+        unix_time_ns: u64,
+        clock: Option<ClockReading>,
+    ) -> Result<(), SessionError> {
         match self {
-            Conversation::Agent(agent) => agent.restore(message, unix_time_ns),
+            Conversation::Agent(agent) => agent.restore(message, unix_time_ns, clock),
             Conversation::Port(port) => port.restore(),
         }
     }

@@ -18,4 +18,4 @@ pub use features::vendor;
 pub use msrs::{MsrSelection, SelectError};
 pub use state::{VcpuError, restore, save};
 pub use thread::{Buses, ThreadError, VcpuThread};
-pub use tsc::{align_tsc, share_tsc_offset};
+pub use tsc::{align_tsc, share_tsc_offset, tsc};

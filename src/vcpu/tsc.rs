@@ -41,16 +41,26 @@ fn value(msrs: &[kvm_msr_entry], index: u32) -> Option<u64> {
 /// # Errors
 /// KVM refused an offset.
 pub fn share_tsc_offset(vcpus: &[KvmVcpu]) -> Result<(), VmError> {
-    let [first, others @ ..] = vcpus else { return Ok(()) };
-    if others.is_empty() || !first.has_tsc_offset() {
+    let [first, _, ..] = vcpus else { return Ok(()) };
+    if !first.has_tsc_offset() {
         return Ok(());
     }
     let (offset, adjust) = (first.tsc_offset()?, adjust(first)?);
-    for vcpu in others {
+    // The first is given its own again: where the MSRs were written more than a second apart, KVM has begun to count anew which vCPUs
+    // agree, and would take it for one that does not.
+    for vcpu in vcpus {
         let apart = self::adjust(vcpu)?.wrapping_sub(adjust);
         vcpu.set_tsc_offset(offset.wrapping_add(apart))?;
     }
     Ok(())
+}
+
+/// What the guest's TSC is now.
+///
+/// # Errors
+/// KVM does not give it.
+pub fn tsc(vcpu: &KvmVcpu) -> Result<u64, VmError> {
+    Ok(value(&vcpu.msrs(&[TSC])?, TSC).unwrap_or(0))
 }
 
 fn adjust(vcpu: &KvmVcpu) -> Result<u64, VmError> {

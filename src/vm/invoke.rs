@@ -51,8 +51,9 @@ pub fn wake(
     sink: &mut dyn AnswerSink,
     timeline: &mut Timeline,
 ) -> Result<(), InvokeError> {
-    // The clock is read last: the guest's will be late by whatever comes between this and its own setting it.
-    drive.conversation().restore(message, unix_ns())?;
+    // An agent that knows only this time will be late by whatever comes between this and its own setting it: it is read last.
+    let clock = drive.machine().clock();
+    drive.conversation().restore(message, unix_ns(), clock)?;
     if matches!(drive.conversation(), Conversation::Port(_)) {
         // A small guest has nothing to make unique. It must not run on from its warm point before its event is there.
         return Ok(());

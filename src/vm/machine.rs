@@ -14,6 +14,7 @@ use crate::bus::{Request, RequestLine};
 use crate::devices::{
     BlockRate, ControlStream, DeviceError, DeviceSetup, DeviceTable, EventToken, VirtioWindow,
 };
+use crate::function::ClockReading;
 use crate::kvm::{FaultCount, KickError, KvmVm, SystemError, VmError};
 use crate::memory::{GuestMemory, Pager, Prefetched};
 use crate::vcpu::{self, MsrSelection, ThreadError, VcpuThread};
@@ -167,6 +168,8 @@ pub struct Machine {
     shape: Shape,
     state: State,
     tsc_khz: u32,
+    /// Of a clone: the host's wall clock at a moment of its TSC.
+    clock: Option<ClockReading>,
     msrs: MsrSelection,
     /// What the vCPUs were found to be when they were last frozen.
     moment: Option<Moment>,
@@ -199,12 +202,14 @@ impl Machine {
 
     /// The machine that a shell has become.
     pub(super) fn new(parts: Built) -> Result<Self, BuildError> {
-        let Built { shape, tsc_khz, msrs, vcpus, devices, vm, memory, faults, requests, prefetched } = parts;
+        let Built { shape, tsc_khz, clock, msrs, vcpus, devices, vm, memory, faults, requests, prefetched } =
+            parts;
         let (epoll, sources) = event_loop(&devices, &requests).map_err(BuildError::Events)?;
         Ok(Machine {
             shape,
             state: State::Ready,
             tsc_khz,
+            clock,
             msrs,
             moment: None,
             vcpus,
@@ -220,6 +225,11 @@ impl Machine {
             prefetched,
             requests_when_heard: None,
         })
+    }
+
+    /// Of a clone: what the host's wall clock showed at a moment of its TSC, before its first instruction.
+    pub(super) fn clock(&self) -> Option<ClockReading> {
+        self.clock
     }
 
     /// What was brought in before the guest asked.
@@ -359,6 +369,12 @@ impl Machine {
         self.devices.control()
     }
 
+    fn over(&mut self) {
+        if let Some((ended, _)) = self.state.next(Event::GuestEnded) {
+            self.state = ended;
+        }
+    }
+
     /// Limits the rate of each drive from now on.
     pub fn limit_drives(&mut self, rate: BlockRate) {
         self.devices.limit_drives(rate);
@@ -376,7 +392,7 @@ impl Machine {
 
     /// Why the guest cannot go on, after [`Request::Broken`] or [`Request::Reset`]: waits for the vCPU that said so.
     pub fn guest_ended(&mut self) -> RunError {
-        self.state = State::Ended;
+        self.over();
         let mut failed = None;
         for vcpu in &self.vcpus {
             if let Err(e) = vcpu.ask_pause().and_then(|()| vcpu.wait_paused()) {
@@ -471,7 +487,7 @@ impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         if self.thaw && self.machine.run().is_err() {
             // The vCPU threads are gone: the next wait or freeze reports it.
-            self.machine.state = State::Ended;
+            self.machine.over();
         }
     }
 }

@@ -9,10 +9,12 @@ use kvm_bindings::CpuId;
 
 use crate::bus::RequestLine;
 use crate::devices::{DeviceSetup, DeviceStates, DeviceTable};
+use crate::function::ClockReading;
 use crate::kvm::{FaultCount, KvmVcpu, KvmVm, System, SystemError, VmError, install_kick_handler};
 use crate::memory::{GuestMemory, layout};
 use crate::vcpu::{self, Buses, MsrSelection, VcpuThread};
 
+use super::capture::unix_ns;
 use super::machine::{BuildError, Loader, Machine, Origin, Shape};
 use super::opened::Host;
 use super::prefetch::{Ahead, Done};
@@ -56,6 +58,7 @@ impl HostCpu {
 pub(super) struct Built {
     pub shape: Shape,
     pub tsc_khz: u32,
+    pub clock: Option<ClockReading>,
     pub msrs: MsrSelection,
     pub vcpus: Vec<VcpuThread>,
     pub devices: DeviceTable,
@@ -137,6 +140,7 @@ impl Shell {
     ) -> Result<Machine, BuildError> {
         let Shell { system, shape, vm, memory, requests, vcpus, threads, faults, shown } = self;
         let (start, device_states) = Start::new(origin);
+        let is_clone = matches!(start, Start::Saved { .. });
         let devices = DeviceTable::new(devices, memory.clone(), requests.clone(), device_states)?;
         wire(&vm, &devices)?;
         timeline.mark("devices");
@@ -154,16 +158,28 @@ impl Shell {
         let prefetched = ahead.map(&vcpus, &memory);
         timeline.mark("map ahead");
         let tsc_khz = vcpus.first().map_or(Ok(0), KvmVcpu::tsc_khz)?;
+        let clock = if is_clone { clock_reading(&vcpus, tsc_khz)? } else { None };
         let buses = Buses { pio: devices.pio(), mmio: devices.mmio() };
         for (vcpu, thread) in vcpus.into_iter().zip(&threads) {
             thread.take(vcpu, buses.clone())?;
         }
         let vcpus = threads;
-        let built = Built { shape, tsc_khz, msrs, vcpus, devices, vm, memory, faults, requests, prefetched };
+        let built =
+            Built { shape, tsc_khz, clock, msrs, vcpus, devices, vm, memory, faults, requests, prefetched };
         let machine = Machine::new(built);
         timeline.mark("event loop");
         machine
     }
+}
+
+/// The host's wall clock at a moment of the guest's TSC.
+fn clock_reading(vcpus: &[KvmVcpu], tsc_khz: u32) -> Result<Option<ClockReading>, VmError> {
+    let Some(first) = vcpus.first() else { return Ok(None) };
+    let before = unix_ns();
+    let tsc = vcpu::tsc(first)?;
+    // This process may have waited for a processor on either side of it.
+    let unix_time_ns = before.midpoint(unix_ns());
+    Ok(Some(ClockReading { unix_time_ns, tsc, tsc_khz }))
 }
 
 /// An origin without the devices' part.

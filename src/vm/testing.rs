@@ -57,7 +57,7 @@ pub(super) fn restored() -> Conversation {
         env: BTreeMap::new(),
     };
     let mut conversation = Conversation::restored(&contract(), 0).unwrap();
-    conversation.restore(&message, 0).unwrap();
+    conversation.restore(&message, 0, None).unwrap();
     conversation
 }
 

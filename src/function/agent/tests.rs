@@ -61,7 +61,7 @@ fn acknowledge() -> ToHost<'static> {
 
 fn clone_of(contract: &FunctionContract) -> AgentConversation {
     let mut conversation = AgentConversation::restored(contract, 1).unwrap();
-    conversation.restore(&message(), 9).unwrap();
+    conversation.restore(&message(), 9, None).unwrap();
     hear(&mut conversation, &[acknowledge()]).unwrap();
     said(&mut conversation);
     notices(&mut conversation);
@@ -104,7 +104,7 @@ fn a_bake_goes_from_greeting_to_freeze() {
 fn a_clone_gets_no_event_before_its_acknowledgement() {
     let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
     assert!(conversation.event(&stdin(b"early")).is_err());
-    conversation.restore(&message(), 9).unwrap();
+    conversation.restore(&message(), 9, None).unwrap();
     assert!(conversation.event(&stdin(b"early")).is_err());
     assert_eq!(said(&mut conversation), ["restore"]);
     hear(&mut conversation, &[acknowledge()]).unwrap();
@@ -119,14 +119,14 @@ fn anything_but_the_right_acknowledgement_means_not_unique() {
     let output = ToHost::Output { stream: Stream::Stdout, bytes: b"x" };
     for frame in [other, ToHost::Failed(failure), ToHost::Ready, output, ToHost::Done { exit_code: 0 }] {
         let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
-        conversation.restore(&message(), 9).unwrap();
+        conversation.restore(&message(), 9, None).unwrap();
         let error = hear(&mut conversation, &[frame]).unwrap_err();
         assert!(matches!(error, SessionError::NotUnique { .. }), "{frame:?}: {error:?}");
         assert!(hear(&mut conversation, &[acknowledge()]).is_err());
         assert!(conversation.event(&stdin(b"late")).is_err());
     }
     let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
-    conversation.restore(&message(), 9).unwrap();
+    conversation.restore(&message(), 9, None).unwrap();
     assert!(matches!(conversation.time_out(), SessionError::NotUnique { .. }));
     assert!(matches!(conversation.receive(&[0xff; 8]), Err(SessionError::NotUnique { .. })));
 }
@@ -134,7 +134,7 @@ fn anything_but_the_right_acknowledgement_means_not_unique() {
 #[test]
 fn a_second_acknowledgement_takes_the_first_one_back() {
     let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
-    conversation.restore(&message(), 9).unwrap();
+    conversation.restore(&message(), 9, None).unwrap();
     let error = hear(&mut conversation, &[acknowledge(), acknowledge()]).unwrap_err();
     assert!(matches!(error, SessionError::NotUnique { .. }), "{error:?}");
     assert_eq!(notices(&mut conversation), []);
@@ -158,13 +158,13 @@ fn hooks_may_log_and_a_command_may_not_print_before_the_acknowledgement() {
     let output = ToHost::Output { stream: Stream::Stderr, bytes: b"log" };
     for (contract, may) in [(exec(), false), (http(), true)] {
         let mut conversation = AgentConversation::restored(&contract, 1).unwrap();
-        conversation.restore(&message(), 9).unwrap();
+        conversation.restore(&message(), 9, None).unwrap();
         hear(&mut conversation, &[log]).unwrap();
         assert_eq!(notices(&mut conversation), [Notice::Log { bytes: b"hook".to_vec() }]);
         assert_eq!(hear(&mut conversation, &[output]).is_ok(), may);
     }
     let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
-    conversation.restore(&message(), 9).unwrap();
+    conversation.restore(&message(), 9, None).unwrap();
     let failure = Failure { cause: Cause::Restore, status: 0, text: b"The hook a failed" };
     let error = hear(&mut conversation, &[log, ToHost::Failed(failure)]).unwrap_err();
     assert!(error.to_string().ends_with("The hook a failed; its last output:\nhook"), "{error}");
@@ -174,7 +174,7 @@ fn hooks_may_log_and_a_command_may_not_print_before_the_acknowledgement() {
 fn names_travel_before_the_environment_and_are_checked() {
     let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
     let env = BTreeMap::from([("A".to_owned(), "b".to_owned())]);
-    conversation.restore(&RestoreMessage { env, ..message() }, 9).unwrap();
+    conversation.restore(&RestoreMessage { env, ..message() }, 9, None).unwrap();
     let (raw, _) = guest_protocol::split(conversation.output()).unwrap().unwrap();
     let Ok(ToGuest::Restore(restore)) = ToGuest::decode(raw) else { panic!("no restore frame") };
     let expected =
@@ -183,7 +183,19 @@ fn names_travel_before_the_environment_and_are_checked() {
     assert_eq!(restore.unix_time_ns, 9);
     let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
     let bad = RestoreMessage { host_name: "a b".to_owned(), ..message() };
-    assert!(matches!(conversation.restore(&bad, 9), Err(SessionError::HostName { .. })));
+    assert!(matches!(conversation.restore(&bad, 9, None), Err(SessionError::HostName { .. })));
+}
+
+#[test]
+fn the_reading_of_the_clock_is_for_agents_that_know_it() {
+    let reading = ClockReading { unix_time_ns: 3, tsc: 4, tsc_khz: 5 };
+    for (version, expected) in [(1, None), (2, Some(reading))] {
+        let mut conversation = AgentConversation::restored(&exec(), version).unwrap();
+        conversation.restore(&message(), 9, Some(reading)).unwrap();
+        let (raw, _) = guest_protocol::split(conversation.output()).unwrap().unwrap();
+        let Ok(ToGuest::Restore(restore)) = ToGuest::decode(raw) else { panic!("no restore frame") };
+        assert_eq!(restore.entries.clock(), expected, "version {version}");
+    }
 }
 
 #[test]
@@ -264,7 +276,7 @@ fn an_environment_that_cannot_be_told_is_refused() {
     for (key, value) in [("", "x"), ("A=B", "x"), ("A", "x\0"), ("A", &*"x".repeat(70_000))] {
         let mut conversation = AgentConversation::restored(&exec(), 1).unwrap();
         let env = BTreeMap::from([(key.to_owned(), value.to_owned())]);
-        assert!(conversation.restore(&RestoreMessage { env, ..message() }, 9).is_err());
+        assert!(conversation.restore(&RestoreMessage { env, ..message() }, 9, None).is_err());
     }
 }
 

@@ -95,7 +95,7 @@ impl Guest {
             machine_id: Some([2; 16]),
             env,
         };
-        guest.conversation.restore(&message, 1).unwrap();
+        guest.conversation.restore(&message, 1, None).unwrap();
         assert_eq!(guest.next_but_output(), Notice::Acknowledged);
         guest
     }

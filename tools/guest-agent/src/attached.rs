@@ -32,7 +32,7 @@ impl Guest for Bystander {
         let store = |entry: RestoreEntry<'_>| match entry {
             RestoreEntry::HostName(name) => std::fs::write("ember-host-name", name),
             RestoreEntry::MachineId(id) => std::fs::write("ember-machine-id", machine_id_line(&id)),
-            RestoreEntry::Env(_) => Ok(()),
+            RestoreEntry::Env(_) | RestoreEntry::Clock(_) => Ok(()),
         };
         restore.entries.iter().try_for_each(store).map_err(|error| error.to_string())
     }

@@ -178,8 +178,9 @@ impl Guest for Machine {
     }
 
     fn make_unique(&mut self, restore: &Restore<'_>) -> Result<(), String> {
-        // First: the host read its clock just before this guest ran, and everything else takes time.
-        clock_settime(ClockId::Realtime, timespec(restore.unix_time_ns))
+        // First, for everything else takes time. A guest whose clocks were moved on was busy with that before it came here.
+        let now = restore.entries.clock().and_then(|reading| reading.at(sys::tsc()));
+        clock_settime(ClockId::Realtime, timespec(now.unwrap_or(restore.unix_time_ns)))
             .map_err(|e| format!("Cannot set the clock: {e}"))?;
         // Credited before the reseeding: a generator that was not ready yet is then, and takes the new key.
         sys::add_entropy(&self.random, &restore.entropy).map_err(|e| format!("Cannot add entropy: {e}"))?;
@@ -191,7 +192,7 @@ impl Guest for Machine {
                 RestoreEntry::MachineId(id) => {
                     self.machine_id.set(&id).map_err(|e| format!("Cannot set the machine id: {e}"))?;
                 }
-                RestoreEntry::Env(_) => {}
+                RestoreEntry::Env(_) | RestoreEntry::Clock(_) => {}
             }
         }
         Ok(())

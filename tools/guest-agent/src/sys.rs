@@ -46,6 +46,12 @@ pub fn vsock_connect(cid: u32, port: u32) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// The TSC of the vCPU that this runs on. Ember gives all of a machine's the same.
+pub fn tsc() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction, and nobody has forbidden it to the agent (PR_SET_TSC).
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
 /// `struct rand_pool_info` (linux/random.h) with room for a restore message's entropy.
 #[repr(C)]
 struct Pool {

@@ -57,7 +57,7 @@ impl Agent {
         let child = command.stderr(Stdio::null()).spawn().unwrap();
         drop(command);
         let mut agent = Agent { child, stream, decoder: Decoder::new(), dir };
-        assert_eq!(agent.hear(), Said::Hello(1));
+        assert_eq!(agent.hear(), Said::Hello(2));
         agent.say(&[ToGuest::Contract { last: true, json: contract.as_bytes() }]);
         agent
     }

@@ -16,7 +16,7 @@ mod to_host;
 pub use chunked::{Chunked, ChunkedError};
 pub use fields::PayloadError;
 pub use frame::{Decoder, FRAME_MAX, FrameError, HEADER_LEN, PAYLOAD_MAX, Raw, Sink, header, split};
-pub use to_guest::{EVENT_HEAD_LEN, EventHead, Restore, RestoreEntries, RestoreEntry, ToGuest};
+pub use to_guest::{ClockReading, EVENT_HEAD_LEN, EventHead, Restore, RestoreEntries, RestoreEntry, ToGuest};
 pub use to_host::{AGENT_TEXT_MAX, Cause, Failure, Hello, Stream, TEXT_MAX, ToHost};
 
 /// Port on the host (CID [`HOST_CID`]) that the agent's control stream connects to.
@@ -24,7 +24,7 @@ pub const CONTROL_PORT: u32 = 1024;
 /// The host's vsock context id (virtio specification 1.2, section 5.10.4).
 pub const HOST_CID: u32 = 2;
 /// The newest version of the protocol, which this release's agent speaks.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Longest event, bytes.
 pub const EVENT_MAX: u64 = 32 << 20;
 /// Longest function contract, bytes of JSON.

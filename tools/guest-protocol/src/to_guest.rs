@@ -18,6 +18,8 @@ const ENTRY_ENV: u16 = 1;
 const ENTRY_HOST_NAME: u16 = 2;
 /// Entry of a restore frame: the machine id, 16 bytes.
 const ENTRY_MACHINE_ID: u16 = 3;
+/// Entry of a restore frame since version 2: u64 nanoseconds since the epoch, u64 TSC, u32 kHz.
+const ENTRY_CLOCK: u16 = 4;
 
 /// Bytes of an [`EventHead`] in an event frame.
 pub const EVENT_HEAD_LEN: usize = 32;
@@ -103,6 +105,48 @@ pub enum RestoreEntry<'a> {
     HostName(&'a str),
     /// The clone's machine id.
     MachineId([u8; MACHINE_ID_LEN]),
+    /// The host's wall clock at one moment of the guest's TSC; for agents of version 2 and newer.
+    Clock(ClockReading),
+}
+
+/// What the host's wall clock showed when the guest's TSC (Intel SDM volume 3B, section 19.17) had this value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ClockReading {
+    /// Nanoseconds since the epoch.
+    pub unix_time_ns: u64,
+    /// The guest's TSC.
+    pub tsc: u64,
+    /// Its frequency, kHz.
+    pub tsc_khz: u32,
+}
+
+impl ClockReading {
+    /// The wall clock when the TSC has come to `tsc`, nanoseconds since the epoch; `None` where it has gone back, or has no frequency.
+    pub fn at(&self, tsc: u64) -> Option<u64> {
+        let ticks = u128::from(tsc.checked_sub(self.tsc)?);
+        let passed = (ticks * 1_000_000).checked_div(u128::from(self.tsc_khz))?;
+        self.unix_time_ns.checked_add(u64::try_from(passed).ok()?)
+    }
+
+    fn to_bytes(self) -> [u8; 20] {
+        let mut bytes = [0; 20];
+        let (time, rest) = bytes.split_at_mut(8);
+        let (tsc, khz) = rest.split_at_mut(8);
+        time.copy_from_slice(&self.unix_time_ns.to_le_bytes());
+        tsc.copy_from_slice(&self.tsc.to_le_bytes());
+        khz.copy_from_slice(&self.tsc_khz.to_le_bytes());
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, PayloadError> {
+        let mut fields = Fields::new("restore", bytes);
+        let reading = ClockReading {
+            unix_time_ns: fields.u64("clock")?,
+            tsc: fields.u64("clock")?,
+            tsc_khz: fields.u32("clock")?,
+        };
+        fields.end().map(|()| reading)
+    }
 }
 
 impl<'a> RestoreEntries<'a> {
@@ -118,7 +162,15 @@ impl<'a> RestoreEntries<'a> {
     pub fn variables(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         self.iter().filter_map(|entry| match entry {
             RestoreEntry::Env(variable) => Some(variable),
-            RestoreEntry::HostName(_) | RestoreEntry::MachineId(_) => None,
+            RestoreEntry::HostName(_) | RestoreEntry::MachineId(_) | RestoreEntry::Clock(_) => None,
+        })
+    }
+
+    /// What the host's wall clock showed at a moment of the guest's TSC, where the host tells.
+    pub fn clock(&self) -> Option<ClockReading> {
+        self.iter().find_map(|entry| match entry {
+            RestoreEntry::Clock(reading) => Some(reading),
+            RestoreEntry::Env(_) | RestoreEntry::HostName(_) | RestoreEntry::MachineId(_) => None,
         })
     }
 
@@ -143,10 +195,15 @@ impl<'a> RestoreEntries<'a> {
 impl<'a> RestoreEntry<'a> {
     /// Appends the entry to the bytes of a [`RestoreEntries`].
     pub fn append_to(&self, sink: &mut impl Sink) {
+        let clock;
         let (tag, bytes) = match self {
             RestoreEntry::Env(variable) => (ENTRY_ENV, *variable),
             RestoreEntry::HostName(name) => (ENTRY_HOST_NAME, name.as_bytes()),
             RestoreEntry::MachineId(id) => (ENTRY_MACHINE_ID, id.as_slice()),
+            RestoreEntry::Clock(reading) => {
+                clock = reading.to_bytes();
+                (ENTRY_CLOCK, clock.as_slice())
+            }
         };
         sink.put(&tag.to_le_bytes());
         sink.put(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
@@ -168,6 +225,7 @@ impl<'a> RestoreEntry<'a> {
                 let id = fields.array("machine id")?;
                 fields.end().map(|()| Some(RestoreEntry::MachineId(id)))
             }
+            ENTRY_CLOCK => ClockReading::decode(bytes).map(|reading| Some(RestoreEntry::Clock(reading))),
             // Not skipped: what a clone is told and does not do would leave it less unique than the host believes.
             tag => Err(PayloadError::Value { frame: "restore", field: "entry", value: u64::from(tag) }),
         }
@@ -263,4 +321,19 @@ fn event(payload: &[u8]) -> Result<ToGuest<'_>, PayloadError> {
         request_id: fields.array("request id")?,
     };
     Ok(ToGuest::Event { head, first: fields.rest() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wall_clock_goes_on_with_the_tsc_from_where_it_was_read() {
+        let reading = ClockReading { unix_time_ns: 5_000_000_000, tsc: 1 << 60, tsc_khz: 2_500_000 };
+        assert_eq!(reading.at(1 << 60), Some(5_000_000_000));
+        assert_eq!(reading.at((1 << 60) + 5_000_000_000), Some(7_000_000_000));
+        assert_eq!(reading.at((1 << 60) - 1), None, "it has gone back");
+        assert_eq!(ClockReading { tsc_khz: 0, ..reading }.at(1 << 60), None);
+        assert_eq!(ClockReading { tsc: 0, tsc_khz: 1, ..reading }.at(u64::MAX), None, "beyond all time");
+    }
 }

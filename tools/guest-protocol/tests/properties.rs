@@ -3,8 +3,8 @@
 #![allow(clippy::expect_used, reason = "helpers of tests may fail loudly too")]
 
 use guest_protocol::{
-    Cause, Decoder, EventHead, Failure, Hello, PAYLOAD_MAX, Restore, RestoreEntries, RestoreEntry, Stream,
-    TEXT_MAX, ToGuest, ToHost,
+    Cause, ClockReading, Decoder, EventHead, Failure, Hello, PAYLOAD_MAX, Restore, RestoreEntries,
+    RestoreEntry, Stream, TEXT_MAX, ToGuest, ToHost,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -88,7 +88,9 @@ proptest! {
         request_id in any::<[u8; 16]>(), entropy in vec(any::<u8>(), 64), env in vec("[A-Z]{1,8}=[ -~]{0,40}", 0..8),
     ) {
         let mut entries = Vec::new();
+        let reading = ClockReading { unix_time_ns: total, tsc: deadline, tsc_khz: 2_500_000 };
         RestoreEntry::HostName("clone-1").append_to(&mut entries);
+        RestoreEntry::Clock(reading).append_to(&mut entries);
         for variable in &env {
             RestoreEntry::Env(variable.as_bytes()).append_to(&mut entries);
         }
