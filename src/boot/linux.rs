@@ -50,7 +50,7 @@ pub enum BootError {
         have: u64,
     },
     /// The initramfs does not fit between the kernel and the highest address the kernel accepts.
-    #[error("The initramfs of {len} bytes does not fit behind the kernel")]
+    #[error("The initramfs of {len} bytes does not fit behind the kernel: give the guest more memory")]
     Initramfs {
         /// Its length.
         len: usize,

@@ -1,7 +1,7 @@
 //! `ember bench`: cold boot against warm restore, each as a whole process, to the first byte of its answer.
 
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,12 @@ const ERRORS_KEPT: usize = 16 << 10;
 /// # Errors
 /// A start failed, or its function did.
 pub fn bench(args: &BenchArgs) -> Result<u8, Failure> {
+    if args.event.event.as_deref() == Some(Path::new("-")) {
+        return Err(Failure::text(
+            Kind::Usage,
+            "Every start is given the same event, which standard input has once: name a file",
+        ));
+    }
     let program = std::env::current_exe().map_err(|e| Failure::new(Kind::Internal, &e))?;
     let (mut cold, mut warm) = (Vec::new(), Vec::new());
     let mut progress = Progress::new(args.json);

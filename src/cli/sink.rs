@@ -7,6 +7,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use snapshot_format::manifest::Interface;
 
+use crate::failure::limits::TooLongForJson;
 use crate::function::Notice;
 use crate::vm::AnswerSink;
 
@@ -167,7 +168,7 @@ impl AnswerSink for LogSink {
 
 fn append(to: &mut Vec<u8>, bytes: &[u8]) -> io::Result<()> {
     if to.len() + bytes.len() > COLLECT_MAX {
-        return Err(io::Error::other("the answer is too long to be collected; leave out --json"));
+        return Err(io::Error::other(TooLongForJson));
     }
     to.extend_from_slice(bytes);
     Ok(())

@@ -38,8 +38,24 @@ pub enum ConfigError {
         path: PathBuf,
         /// Where and why.
         #[source]
-        source: Box<toml::de::Error>,
+        source: TomlError,
     },
+}
+
+/// What is wrong with a TOML text, in one line: the crate's own words show the text around it in several.
+#[derive(Debug, thiserror::Error)]
+#[error("Line {line}: {reason}")]
+pub struct TomlError {
+    line: usize,
+    reason: String,
+}
+
+impl TomlError {
+    fn new(text: &str, error: &toml::de::Error) -> Self {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        let words: Vec<&str> = error.message().split_whitespace().collect();
+        TomlError { line: 1 + before.matches('\n').count(), reason: words.join(" ") }
+    }
 }
 
 /// Everything that can be asked of a bake. What is `None` is taken from the layer below, or has a default.
@@ -173,7 +189,7 @@ impl Asked {
         }
         let text = std::fs::read_to_string(path).map_err(failed)?;
         let asked: Asked = toml::from_str(&text)
-            .map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })?;
+            .map_err(|e| ConfigError::Parse { path: path.to_owned(), source: TomlError::new(&text, &e) })?;
         Ok(asked.relative_to(path.parent().unwrap_or(Path::new("."))))
     }
 

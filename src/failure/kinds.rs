@@ -14,7 +14,7 @@ use crate::vm::{
     RequestError, RunError, StartError, WarmError,
 };
 
-use super::limits::TooLong;
+use super::limits::{TooLong, TooLongForJson};
 use super::{Kind, ToFailure};
 
 /// Errors that are of one kind whatever their variant.
@@ -103,6 +103,7 @@ impl ToFailure for InvokeError {
             InvokeError::Session(error) => error.kind(),
             InvokeError::NotUnique(_) => Kind::NotUnique,
             InvokeError::Sink(reason) if TooLong::is_reason(reason) => Kind::GuestFailed,
+            InvokeError::Sink(reason) if TooLongForJson::is_reason(reason) => Kind::Usage,
             InvokeError::Sink(_) => Kind::Internal,
         }
     }
@@ -121,9 +122,11 @@ impl ToFailure for WarmError {
 impl ToFailure for LoadError {
     fn kind(&self) -> Kind {
         match self {
-            LoadError::Linux(BootError::TooLittleMemory { .. } | BootError::CommandLine { .. }) => {
-                Kind::Usage
-            }
+            LoadError::Linux(
+                BootError::TooLittleMemory { .. }
+                | BootError::CommandLine { .. }
+                | BootError::Initramfs { .. },
+            ) => Kind::Usage,
             LoadError::Linux(_) => Kind::HostCannot,
             LoadError::Small(error) => error.kind(),
             LoadError::Kernel(error) => error.kind(),

@@ -18,6 +18,18 @@ impl TooLong {
     }
 }
 
+/// An answer that is longer than what is collected to be printed as JSON.
+#[derive(Debug, thiserror::Error)]
+#[error("It is too long to be printed as JSON: leave out --json")]
+pub struct TooLongForJson;
+
+impl TooLongForJson {
+    /// Whether this is why an answer could not be passed on.
+    pub fn is_reason(error: &io::Error) -> bool {
+        error.get_ref().is_some_and(|reason| reason.is::<TooLongForJson>())
+    }
+}
+
 /// What is left of an answer.
 #[derive(Debug)]
 pub struct AnswerLimit {

@@ -91,6 +91,9 @@ pub fn name(index: u32) -> String {
 /// MSRs that cannot be saved or restored.
 #[derive(Debug, thiserror::Error)]
 pub enum SelectError {
+    /// KVM refused to be asked.
+    #[error(transparent)]
+    Kvm(#[from] VmError),
     /// A must-have MSR is missing.
     #[error("This host's KVM does not give {name} ({index:#x}), without which no guest can be saved")]
     Missing {
@@ -120,7 +123,11 @@ impl MsrSelection {
     pub fn choose(listed: &[u32], vcpu: &KvmVcpu) -> Result<Self, SelectError> {
         let candidates = listed.iter().copied().chain(never_listed());
         let mut chosen = in_restore_order(candidates.filter(|index| !is_denied(*index)).collect());
-        chosen.retain(|index| is_readable(vcpu, *index));
+        for index in std::mem::take(&mut chosen) {
+            if is_readable(vcpu, index)? {
+                chosen.push(index);
+            }
+        }
         match missing_must_have(&chosen) {
             Some((index, name)) => Err(SelectError::Missing { name, index }),
             None => Ok(MsrSelection(chosen)),
@@ -170,8 +177,12 @@ fn missing_must_have(chosen: &[u32]) -> Option<(u32, &'static str)> {
     MUST_HAVE.into_iter().find(|(index, _)| !chosen.contains(index))
 }
 
-fn is_readable(vcpu: &KvmVcpu, index: u32) -> bool {
-    !matches!(vcpu.msrs(&[index]), Err(VmError::Msr { .. } | VmError::Ioctl { .. }))
+fn is_readable(vcpu: &KvmVcpu, index: u32) -> Result<bool, VmError> {
+    match vcpu.msrs(&[index]) {
+        Ok(_) => Ok(true),
+        Err(VmError::Msr { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 fn is_denied(index: u32) -> bool {
