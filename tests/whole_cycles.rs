@@ -14,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use common::{Ended, ember, end_within, finish, start};
+use common::{Ended, Place, ember, end_within, finish, start};
 use linux::{bake, with_root};
 
 /// Restore, work, bake again from the running clone.
@@ -38,11 +38,11 @@ dmesg | tail -n +$(($(wc -l </tmp/log)+1)) | grep -v 'crng reseeded due to virtu
 const CHECK_END: &str = "
 [ ! -e /tmp/status ] || echo ended with $(cat /tmp/status)
 grep -iE 'fail|error|abort' /tmp/stress.log /tmp/out
-ps | grep -q '[s]tress-ng' || echo nobody works
+for work in cpu vm timer fork futex cache; do ps | grep -q \"[s]tress-ng-$work\" || echo nobody works at $work; done
 exit 0";
 
 const STOP: &str = "killall -INT stress-ng
-n=0; while [ ! -e /tmp/status ] && [ $n -lt 60 ]; do n=$((n+1)); sleep 1; done
+n=0; while [ ! -e /tmp/status ] && [ $n -lt 180 ]; do n=$((n+1)); sleep 1; done
 echo status $(cat /tmp/status); grep -o 'successful run completed' /tmp/stress.log; exit 0";
 
 fn stress_root() -> PathBuf {
@@ -93,9 +93,13 @@ fn cycles(place: &Path, vcpus: u32, memory_mib: u32, cycles: usize) {
     ended.answers("status 0\nsuccessful run completed\n");
 }
 
+#[test]
+fn one_vcpu_goes_through_two_cycles_under_load() {
+    cycles(Place::new().path(), 1, 256, 2);
+}
+
 mod full {
     use super::*;
-    use common::Place;
     use linux::kept;
 
     #[test]
