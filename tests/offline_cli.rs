@@ -109,6 +109,12 @@ fn event_of(command: &str) -> &'static [&'static str] {
 }
 
 #[test]
+fn a_bench_does_not_give_one_start_the_event_of_all() {
+    let ended = common::finish(&mut ember(["bench", "bundle", "--event", "-"]));
+    ended.fails(USAGE, "which standard input has once: name a file");
+}
+
+#[test]
 fn a_closed_standard_output_is_no_panic() {
     let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
     for words in [&["doctor"][..], &["doctor", "--json"], &["completions", "bash"], &["--help"]] {

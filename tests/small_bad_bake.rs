@@ -167,6 +167,21 @@ fn only_a_bundle_is_ever_replaced() {
 }
 
 #[test]
+fn a_faulty_ember_toml_is_told_in_one_line() {
+    let place = Place::new();
+    let config = place.join("ember.toml");
+    for (text, words) in [
+        ("[machine]\nmemory = \"2MiB\"\nsurprise = 1\n", "Line 3: unknown field `surprise`"),
+        ("[machine\n", "Line 1: "),
+    ] {
+        fs::write(&config, text).unwrap();
+        let ended = finish(ember(["bake", "--config"]).arg(&config).arg(place.join("out")));
+        ended.fails(USAGE, "is not a valid ember.toml");
+        assert!(ended.errors.contains(words) && ended.errors.lines().count() == 1, "{ended:?}");
+    }
+}
+
+#[test]
 fn a_target_in_a_folder_that_is_not_there_is_refused() {
     let place = Place::new();
     let ended = finish(&mut bake_command("echo", &place.join("no/such/out")));
@@ -198,6 +213,24 @@ fn a_full_disk_is_told_and_nothing_is_left_on_it() {
         assert!(ended.errors.contains("No room is left for the bundle's file"), "{kib} KiB: {ended:?}");
     }
     panic!("no disk was large enough");
+}
+
+#[test]
+fn a_disk_that_is_full_while_a_root_image_is_made_is_told() {
+    let place = Place::new();
+    let (folder, image) = (place.join("folder"), place.join("image"));
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("file"), vec![1; 1 << 20]).unwrap();
+    finish(ember(["image"]).args([&folder, &image])).succeeds();
+    let script = r#"mount -t tmpfs -o size=512k full "$1" && cd "$1" || exit 99
+        "$2" image "$3" out; code=$?; ls -A; exit $code"#;
+    for source in [folder, image] {
+        let disk = Place::new();
+        let arguments = [disk.path().into(), program().into_os_string(), source.clone().into()];
+        let ended = finish(&mut in_namespace(script, arguments));
+        ended.fails(HOST_CANNOT, "No room is left for the root image out: free some");
+        assert!(ended.errors.contains("No space left"), "{source:?}: {ended:?}");
+    }
 }
 
 /// A bake that goes on until somebody ends it, and has written something already.
