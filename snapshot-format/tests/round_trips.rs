@@ -8,7 +8,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use snapshot_format::index::{Builder, Chunk, Encoder, Granule, MemoryIndex, Place};
 use snapshot_format::manifest::Manifest;
-use snapshot_format::sections::{Blob, PortState, QueueState, VcpuState, VirtioState, VmState};
+use snapshot_format::sections::{
+    Blob, BlockState, MachineState, PortState, QueueState, RegionState, RngState, SerialState, VcpuState,
+    VirtioState, VmState, VsockConnectionState, VsockState,
+};
 use snapshot_format::state::{FormatVersion, Reader, Writer};
 use snapshot_format::working_set::{PageRange, WorkingSet};
 use snapshot_format::{crc::crc64, zero};
@@ -25,29 +28,88 @@ fn blob() -> impl Strategy<Value = Blob> {
 }
 
 prop_compose! {
-    fn vm_state()(clock in blob(), ioapic in blob(), frozen_at_unix_ns in any::<u64>()) -> VmState {
-        VmState { clock, ioapic, frozen_at_unix_ns, ..VmState::default() }
+    fn vm_state()(blobs in prop::array::uniform4(blob()), frozen_at_unix_ns in any::<u64>()) -> VmState {
+        let [clock, pic_master, pic_slave, ioapic] = blobs;
+        VmState { clock, pic_master, pic_slave, ioapic, frozen_at_unix_ns }
     }
 }
 
 prop_compose! {
-    fn vcpu_state()(index in any::<u32>(), regs in blob(), xsave in blob(), msrs in blob()) -> VcpuState {
-        VcpuState { index, regs, xsave, msrs, ..VcpuState::default() }
+    fn vcpu_state()(index in any::<u32>(), blobs in prop::array::uniform10(blob())) -> VcpuState {
+        let [cpuid, mp_state, regs, sregs, xsave, xcrs, debugregs, lapic, msrs, events] = blobs;
+        VcpuState { index, cpuid, mp_state, regs, sregs, xsave, xcrs, debugregs, lapic, msrs, events }
+    }
+}
+
+prop_compose! {
+    fn machine_state()(
+        vcpus in any::<u32>(), tsc_khz in any::<u32>(), regions in prop::collection::vec(any::<[u64; 3]>(), 0..4),
+    ) -> MachineState {
+        let region = |[start, len, file_offset]: [u64; 3]| RegionState { start, len, file_offset };
+        MachineState { vcpus, regions: regions.into_iter().map(region).collect(), tsc_khz }
+    }
+}
+
+prop_compose! {
+    fn serial_state()(registers in any::<[u8; 9]>(), in_buffer in prop::collection::vec(any::<u8>(), 0..80)) -> SerialState {
+        let [
+            baud_divisor_low, baud_divisor_high, interrupt_enable, interrupt_identification, line_control, line_status,
+            modem_control, modem_status, scratch,
+        ] = registers;
+        SerialState {
+            baud_divisor_low, baud_divisor_high, interrupt_enable, interrupt_identification, line_control, line_status,
+            modem_control, modem_status, scratch, in_buffer,
+        }
+    }
+}
+
+prop_compose! {
+    fn queue_state()(words in any::<[u16; 4]>(), ready in any::<bool>(), event_idx in any::<bool>(), rings in any::<[u64; 3]>()) -> QueueState {
+        let [max_size, size, next_avail, next_used] = words;
+        let [desc_table, avail_ring, used_ring] = rings;
+        QueueState { max_size, size, ready, event_idx, next_avail, next_used, desc_table, avail_ring, used_ring }
     }
 }
 
 prop_compose! {
     fn virtio_state()(
         id in "[a-z0-9-]{0,16}",
-        status in any::<u32>(),
+        words in any::<[u32; 7]>(),
         driver_features in any::<u64>(),
-        queues in prop::collection::vec((any::<u16>(), any::<bool>(), any::<u64>()), 0..4),
+        queues in prop::collection::vec(queue_state(), 0..4),
     ) -> VirtioState {
-        let queues = queues
-            .into_iter()
-            .map(|(size, ready, used_ring)| QueueState { size, ready, used_ring, ..QueueState::default() })
-            .collect();
-        VirtioState { id, status, driver_features, queues, ..VirtioState::default() }
+        let [
+            device_type, status, interrupt_status, features_select, driver_features_select, queue_select, config_generation,
+        ] = words;
+        VirtioState {
+            id, device_type, status, interrupt_status, features_select, driver_features_select, driver_features,
+            queue_select, config_generation, queues,
+        }
+    }
+}
+
+fn connections() -> impl Strategy<Value = Vec<VsockConnectionState>> {
+    let connection = any::<[u32; 7]>().prop_map(
+        |[host_port, guest_port, forwarded, received, sent, peer_buffer, peer_forwarded]| {
+            VsockConnectionState {
+                host_port,
+                guest_port,
+                forwarded,
+                received,
+                sent,
+                peer_buffer,
+                peer_forwarded,
+            }
+        },
+    );
+    prop::collection::vec(connection, 0..4)
+}
+
+prop_compose! {
+    fn vsock_state()(
+        transport in virtio_state(), guest_cid in any::<u64>(), control in connections(), other in connections(),
+    ) -> VsockState {
+        VsockState { transport, guest_cid, control, other }
     }
 }
 
@@ -76,16 +138,24 @@ fn ranges(parts: &[(u32, u32)]) -> Vec<PageRange> {
 
 proptest! {
     #[test]
-    fn a_state(vm in vm_state(), vcpus in prop::collection::vec(vcpu_state(), 1..4), input in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn a_state(
+        machine in machine_state(), vm in vm_state(), vcpus in prop::collection::vec(vcpu_state(), 1..4),
+        serial in serial_state(), sequence in any::<u32>(), bytes in any::<[[u8; 32]; 2]>(),
+    ) {
         let mut writer = Writer::new(FormatVersion::CURRENT);
+        writer.put(0, &machine).unwrap();
         writer.put(0, &vm).unwrap();
+        writer.put(0, &serial).unwrap();
         for (index, vcpu) in (0u32..).zip(&vcpus) {
             writer.put(index, vcpu).unwrap();
         }
-        let port = PortState { input, ..PortState::default() };
+        let [input, output] = bytes.map(Vec::from);
+        let port = PortState { sequence, input, output };
         writer.put(7, &port).unwrap();
         let mut reader = Reader::from_vec(writer.finish().unwrap()).unwrap();
+        prop_assert_eq!(reader.take::<MachineState>(0).unwrap(), machine);
         prop_assert_eq!(reader.take::<VmState>(0).unwrap(), vm);
+        prop_assert_eq!(reader.take::<SerialState>(0).unwrap(), serial);
         for (index, vcpu) in (0u32..).zip(vcpus) {
             prop_assert_eq!(reader.take::<VcpuState>(index).unwrap(), vcpu);
         }
@@ -94,12 +164,18 @@ proptest! {
     }
 
     #[test]
-    fn a_device(transport in virtio_state()) {
-        let rng = snapshot_format::sections::RngState { transport };
+    fn devices(transport in virtio_state(), sectors in any::<u64>(), read_only in any::<bool>(), vsock in vsock_state()) {
+        let block = BlockState { transport: transport.clone(), sectors, read_only };
+        let rng = RngState { transport };
         let mut writer = Writer::new(FormatVersion::V1_0);
+        writer.put(1, &block).unwrap();
+        writer.put(2, &vsock).unwrap();
         writer.put(3, &rng).unwrap();
         let mut reader = Reader::from_vec(writer.finish().unwrap()).unwrap();
-        prop_assert_eq!(reader.take::<snapshot_format::sections::RngState>(3).unwrap(), rng);
+        prop_assert_eq!(reader.take::<BlockState>(1).unwrap(), block);
+        prop_assert_eq!(reader.take::<VsockState>(2).unwrap(), vsock);
+        prop_assert_eq!(reader.take::<RngState>(3).unwrap(), rng);
+        reader.finish().unwrap();
     }
 
     #[test]
