@@ -167,11 +167,14 @@ fn sockets_of_a_clone_are_answered_at_once_and_a_listener_listens() {
     run(&clone, LOOK_AT_VSOCK).answers(&expected);
 }
 
-/// Writes files, syncs and removes them for ever.
-const WRITE: &str = "(n=0; while :; do n=$((n+1)); \
+/// Writes files, syncs and removes them for ever, and counts.
+const WRITE: &str = "(n=0; while :; do n=$((n+1)); echo $n >/var/tmp/count; \
     dd if=/dev/urandom of=/mnt/data/f$((n%7)) bs=16k count=$((n%9+1)); \
     [ $((n%5)) != 0 ] || sync; rm -f /mnt/data/f$(((n+3)%7)); done) </dev/null >/dev/null 2>&1 &\n\
     echo $! >/var/tmp/writer; sleep 1; kill -0 $!";
+/// Waits until the writer has gone on. The count is empty while it is written.
+const LOOK_AT_WRITER: &str = "was=$(cat /var/tmp/count); [ -n \"$was\" ] || was=0
+    until [ \"$(cat /var/tmp/count)\" -gt \"$was\" ] 2>/dev/null; do sleep 0.1; done; echo writes";
 
 /// With a writable drive.
 fn with_drive() -> PathBuf {
@@ -198,9 +201,8 @@ fn a_drive_that_is_written_all_the_time_stays_whole() {
     let mut bundle = original.clone();
     for generation in 0..GENERATIONS {
         let next = place.join(&format!("generation-{generation}"));
-        let script =
-            if generation == 0 { WRITE } else { "sleep 1; kill -0 $(cat /var/tmp/writer) && echo writes" };
-        rebake(&bundle, script, &next).succeeds();
+        let script = if generation == 0 { WRITE } else { LOOK_AT_WRITER };
+        rebake(&bundle, script, &next).answers(if generation == 0 { "" } else { "writes\n" });
         // Frozen while mounted: its journal is replayed first, as after a power cut. Nothing else is mended.
         let copy = place.join("copy");
         fs::copy(next.join("drive-data.img"), &copy).unwrap();
