@@ -154,7 +154,14 @@ pub fn restore(
         Err(VmError::Msr { .. }) => {
             Err(VcpuError::Lacking { missing: msrs::missing(&msrs, &host.msr_indices()?, vcpu) })
         }
-        Err(source) => Err(VcpuError::Kvm { verb: "restore", index: state.index, source }),
+        Err(source) => {
+            let missing = features::missing_in_kvm(cpuid.as_slice(), host.supported_cpuid()?.as_slice());
+            Err(if missing.is_empty() {
+                VcpuError::Kvm { verb: "restore", index: state.index, source }
+            } else {
+                VcpuError::Lacking { missing }
+            })
+        }
     }
 }
 
