@@ -74,8 +74,10 @@ fn cycles(place: &Path, vcpus: u32, memory_mib: u32, cycles: usize) {
     let limit = CYCLE_LIMIT * memory_mib.div_ceil(1024) * vcpus;
     let check = format!("{CHECK_BEGIN}{}{CHECK_END}", tolerated(vcpus));
     let at = |number: usize| place.join(format!("cycle-{number}"));
+    // Within it the guest answers and gets ready for the freeze.
+    let event = format!("{}s", limit.as_secs() - 40);
     let arguments =
-        ["--vcpus", &vcpus.to_string(), "--memory", &memory, "--event-timeout", "200s", "--", "/bin/sh"];
+        ["--vcpus", &vcpus.to_string(), "--memory", &memory, "--event-timeout", &event, "--", "/bin/sh"];
     bake(&at(0), with_root(&stress_root(), &arguments)).succeeds();
     run(&at(0), START, Some(&at(1)), limit).succeeds();
     for cycle in 1..=cycles {
