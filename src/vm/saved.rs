@@ -45,6 +45,8 @@ pub struct SavedMachine {
     pub(super) vcpus: Vec<VcpuState>,
     pub(super) devices: DeviceStates,
     pub(super) frozen_at_unix_ns: u64,
+    /// Whether the guest's clocks go on by the time since the freeze.
+    pub(super) advances: bool,
 }
 
 impl SavedMachine {
@@ -67,22 +69,56 @@ impl SavedMachine {
             from_blob("I/O APIC", &vm.ioapic)?,
         ];
         let (clock, frozen_at_unix_ns) = (from_blob("clock", &vm.clock)?, vm.frozen_at_unix_ns);
-        Ok(SavedMachine { machine, clock, irqchips, vcpus, devices, frozen_at_unix_ns })
+        let advances = false;
+        Ok(SavedMachine { machine, clock, irqchips, vcpus, devices, frozen_at_unix_ns, advances })
     }
 
-    /// Lets the guest's clocks go on by the time from the freeze to `unix_ns`, the host's wall clock now; not at all if that
-    /// was set back.
+    /// Lets the guest's clocks go on by the time since the freeze, by the host's wall clock when they are set.
     ///
     /// # Errors
-    /// The state does not tell when the guest was frozen, or its MSRs are damaged.
-    pub fn advance_clocks(&mut self, unix_ns: u64) -> Result<(), SavedError> {
+    /// The state does not tell when the guest was frozen.
+    pub fn advance_clocks(&mut self) -> Result<(), SavedError> {
         if self.frozen_at_unix_ns == 0 {
             return Err(SavedError::NoFreezeTime);
         }
-        let elapsed = unix_ns.saturating_sub(self.frozen_at_unix_ns);
-        self.clock.clock = self.clock.clock.saturating_add(elapsed);
-        let ticks = u128::from(elapsed) * u128::from(self.machine.tsc_khz) / 1_000_000;
-        Ok(align_tsc(&mut self.vcpus, u64::try_from(ticks).unwrap_or(0))?)
+        self.advances = true;
+        Ok(())
+    }
+}
+
+/// The guest's clocks, and where they begin.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Clocks {
+    pub tsc_khz: u32,
+    /// kvm-clock at the freeze.
+    clock_ns: u64,
+    /// When the freeze was, where they go on from there.
+    since_unix_ns: Option<u64>,
+}
+
+impl Clocks {
+    pub fn of(saved: &SavedMachine) -> Self {
+        Clocks {
+            tsc_khz: saved.machine.tsc_khz,
+            clock_ns: saved.clock.clock,
+            since_unix_ns: saved.advances.then_some(saved.frozen_at_unix_ns),
+        }
+    }
+
+    /// What kvm-clock is to show when the host's wall clock shows `unix_ns`.
+    pub fn clock_ns(&self, unix_ns: u64) -> u64 {
+        self.clock_ns.saturating_add(self.behind(unix_ns))
+    }
+
+    /// How far the saved TSC is behind when the host's wall clock shows `unix_ns`.
+    pub fn ticks(&self, unix_ns: u64) -> u64 {
+        let ticks = u128::from(self.behind(unix_ns)) * u128::from(self.tsc_khz) / 1_000_000;
+        u64::try_from(ticks).unwrap_or(0)
+    }
+
+    /// Nanoseconds since the freeze that count; none if the host's clock was set back.
+    fn behind(&self, unix_ns: u64) -> u64 {
+        self.since_unix_ns.map_or(0, |since| unix_ns.saturating_sub(since))
     }
 }
 
@@ -113,6 +149,19 @@ pub(super) fn regions(bytes: u64) -> Vec<RegionState> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn clocks_go_on_from_the_freeze_where_they_are_to() {
+        let still = Clocks { tsc_khz: 2_000_000, clock_ns: 7, since_unix_ns: None };
+        assert_eq!((still.clock_ns(5000), still.ticks(5000)), (7, 0));
+        let advancing = Clocks { since_unix_ns: Some(4000), ..still };
+        assert_eq!((advancing.clock_ns(5000), advancing.ticks(5000)), (1007, 2000));
+        assert_eq!(
+            (advancing.clock_ns(3000), advancing.ticks(3000)),
+            (7, 0),
+            "the host's clock was set back"
+        );
+    }
 
     #[test]
     fn a_state_of_another_shape_is_refused() {

@@ -18,7 +18,7 @@ use super::capture::unix_ns;
 use super::machine::{BuildError, Loader, Machine, Origin, Shape};
 use super::opened::Host;
 use super::prefetch::{Ahead, Done};
-use super::saved::SavedMachine;
+use super::saved::{Clocks, SavedMachine};
 use super::timeline::Timeline;
 
 /// Frequencies closer than this are the same: 250 ppm, as NTP may correct them.
@@ -186,8 +186,7 @@ fn clock_reading(vcpus: &[KvmVcpu], tsc_khz: u32) -> Result<Option<ClockReading>
 enum Start<'a> {
     Cold(Loader<'a>),
     Saved {
-        tsc_khz: u32,
-        clock_ns: u64,
+        clocks: Clocks,
         irqchips: Box<[kvm_bindings::kvm_irqchip; 3]>,
         vcpus: Vec<snapshot_format::sections::VcpuState>,
     },
@@ -209,9 +208,9 @@ impl<'a> Start<'a> {
         match origin {
             Origin::Cold(load) => (Start::Cold(load), DeviceStates::default()),
             Origin::Saved(saved) => {
-                let SavedMachine { machine, clock, irqchips, vcpus, devices, frozen_at_unix_ns: _ } = *saved;
-                let irqchips = Box::new(irqchips);
-                (Start::Saved { tsc_khz: machine.tsc_khz, clock_ns: clock.clock, irqchips, vcpus }, devices)
+                let clocks = Clocks::of(&saved);
+                let SavedMachine { irqchips, vcpus, devices, .. } = *saved;
+                (Start::Saved { clocks, irqchips: Box::new(irqchips), vcpus }, devices)
             }
         }
     }
@@ -220,9 +219,11 @@ impl<'a> Start<'a> {
     fn apply(self, target: &Target<'_>) -> Result<MsrSelection, BuildError> {
         match self {
             Start::Cold(load) => cold(load, target),
-            Start::Saved { tsc_khz, clock_ns, irqchips, vcpus } => {
+            Start::Saved { clocks, irqchips, mut vcpus } => {
                 // Before the MSRs: the TSC is set in units of it.
-                set_tsc_frequency(target, tsc_khz)?;
+                set_tsc_frequency(target, clocks.tsc_khz)?;
+                // Late, for a guest whose clocks are to go on misses whatever passes until they are set.
+                vcpu::align_tsc(&mut vcpus, clocks.ticks(unix_ns())).map_err(vcpu::VcpuError::from)?;
                 let mut msrs = None;
                 let mut shown = target.shown.iter();
                 for (vcpu, state) in target.vcpus.iter().zip(&vcpus) {
@@ -234,7 +235,7 @@ impl<'a> Start<'a> {
                 // Before that it would be lost.
                 target.devices.generation_due().map_or(Ok(()), |gsi| target.vm.raise_edge(gsi))?;
                 // Last: the guest's clock runs on from here, and must do so before the first instruction.
-                target.vm.set_clock(clock_ns)?;
+                target.vm.set_clock(clocks.clock_ns(unix_ns()))?;
                 msrs.ok_or_else(no_vcpu)
             }
         }

@@ -17,7 +17,6 @@ use crate::memory::{
     Recorder,
 };
 
-use super::capture::unix_ns;
 use super::machine::{BuildError, Machine, Origin, Plan, Shape};
 use super::opened::{Ground, Host, Opened};
 use super::prefetch::Ahead;
@@ -227,7 +226,7 @@ pub(super) fn restore_watched(
 fn saved(bundle: &Bundle, shape: Shape) -> Result<SavedMachine, StartError> {
     let mut saved = SavedMachine::take(bundle.state()?, &shape)?;
     if bundle.manifest().machine.advance_clock {
-        saved.advance_clocks(unix_ns())?;
+        saved.advance_clocks()?;
     }
     Ok(saved)
 }
