@@ -64,7 +64,7 @@ signal.signal(signal.SIGALRM, lambda *_: state['fired'].append(time.monotonic())
 state['log'] = log
 state['lines'] = len(log())
 state['wall'], state['set'] = time.time(), time.monotonic()
-signal.setitimer(signal.ITIMER_REAL, 30)
+signal.setitimer(signal.ITIMER_REAL, 40)
 ";
 
 /// In a clone: tells its wall clock a few times, for whoever reads it to compare, then waits for the timer, and longer.
@@ -80,7 +80,7 @@ for n in range(1000):
     os.sched_setaffinity(0, {cpus[n % len(cpus)]})
     now = time.monotonic_ns()
     last, backwards = now, max(backwards, last - now)
-while not state['fired'] and time.monotonic() < state['set'] + 40:
+while not state['fired'] and time.monotonic() < state['set'] + 60:
     time.sleep(0.05)
 time.sleep(3)
 stepped_back, longest_step = state['watched'][:2]
@@ -126,7 +126,12 @@ fn unix_ns() -> i128 {
 fn timed(clocksource: &str, more: &[&str]) -> PathBuf {
     let arguments = format!("clocksource={clocksource}");
     let name = format!("timed-{clocksource}{}", more.concat());
-    python(&name, SETUP, &[&["--vcpus", "2", "--kernel-args", &arguments], more].concat())
+    // Little memory is soon made zero: the timer goes on meanwhile.
+    python(
+        &name,
+        SETUP,
+        &[&["--memory", "160MiB", "--vcpus", "2", "--kernel-args", &arguments], more].concat(),
+    )
 }
 
 /// The offset of each vCPU's TSC, as KVM tells it of the one machine that runs.
@@ -193,9 +198,9 @@ fn stood_still(told: &Value) {
     assert!(passed > 0.0 && passed < 120.0, "{told}");
     let step = number(&told["longest_step"]);
     assert!(step > 0.0 && step < STEP_BOUND, "from one reading to the next: {told}");
-    assert_eq!(told["fired_at_once"], 0, "the timer had 30 seconds: {told}");
+    assert_eq!(told["fired_at_once"], 0, "the timer had 40 seconds: {told}");
     let fired = number(&told["fired"][0]);
-    assert!((30.0..35.0).contains(&fired), "{told}");
+    assert!((40.0..45.0).contains(&fired), "{told}");
 }
 
 /// Where it has gone on by the host's wall clock.
