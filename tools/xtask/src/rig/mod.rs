@@ -7,6 +7,7 @@ mod console;
 mod host;
 mod initramfs;
 mod payload;
+mod processor;
 mod qemu;
 
 use std::io::Write;

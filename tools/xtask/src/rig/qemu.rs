@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::processor::Processor;
 use crate::process;
 
 /// The processor with the most of what the emulation can do. It must have SVM and nested paging.
@@ -83,7 +84,8 @@ impl Machine {
             (Stream::Errors, Tail::open(&self.port("errors"))?),
         ];
         let mut beats = Tail::open(&self.port("status"))?;
-        let mut child = Running(self.start()?);
+        let processor = Processor::take()?;
+        let mut child = Running(self.start(&processor)?);
         let (mut heard, mut silent) = (Instant::now(), false);
         let status = loop {
             let ended = child.0.try_wait().context("Cannot wait for QEMU")?;
@@ -117,11 +119,12 @@ impl Machine {
         })
     }
 
-    fn start(&self) -> Result<Child> {
+    fn start(&self, processor: &Processor) -> Result<Child> {
         let messages = self.dir.join("messages");
         let file =
             File::create(&messages).with_context(|| format!("Cannot create {}", messages.display()))?;
-        process::guarded("qemu-system-x86_64", self.limit)
+        process::guarded("taskset", self.limit)
+            .args(["-c", &processor.number(), "qemu-system-x86_64"])
             .args(self.arguments())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
