@@ -7,7 +7,6 @@ mod console;
 mod host;
 mod initramfs;
 mod payload;
-mod processor;
 mod qemu;
 
 use std::io::Write;

@@ -2,7 +2,8 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::thread::sleep;
@@ -10,7 +11,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::processor::Processor;
 use crate::process;
 
 /// The processor with the most of what the emulation can do. It must have SVM and nested paging.
@@ -72,6 +72,40 @@ pub struct Remains {
 /// Virtual serial ports: fast, 8 bits clean, and no terminal in between.
 const PORTS: [&str; 3] = ["output", "errors", "status"];
 
+/// A port the other way, of a host whose clock is this machine's.
+const KNOCKS: &str = "knocks";
+
+/// Interrupts it now and then.
+///
+/// QEMU 7.2 keeps what its emulated processor is interrupted by in one word, which the thread of that processor changes without a lock
+/// where it emulates SVM (`helper_vmrun`, `do_vmexit`), while its other thread sets a bit for a timer that has expired. Now and then that
+/// bit is lost: the timer's interrupt then pends for ever, and the emulated host, which sets its next timer in the handler of the last,
+/// stands still. Any other interrupt has all that pend looked at again.
+struct Knocks {
+    pipe: File,
+    last: Instant,
+}
+
+impl Knocks {
+    fn open(path: &Path) -> Result<Self> {
+        const O_NONBLOCK: i32 = 0o4000;
+        std::fs::remove_file(path).ok();
+        process::run(process::command("mkfifo").arg(path))?;
+        // For both ways, so that nobody has to read yet. What nobody reads is dropped once the pipe is full.
+        let pipe = File::options().read(true).write(true).custom_flags(O_NONBLOCK).open(path);
+        let pipe = pipe.with_context(|| format!("Cannot open {}", path.display()))?;
+        Ok(Knocks { pipe, last: Instant::now() })
+    }
+
+    fn knock(&mut self) {
+        const EVERY: Duration = Duration::from_secs(2);
+        if self.last.elapsed() >= EVERY {
+            self.last = Instant::now();
+            self.pipe.write_all(b".").ok();
+        }
+    }
+}
+
 impl Machine {
     /// Runs it until it is off, passing on what the job prints while it prints it.
     pub fn run(&self, sink: &mut dyn FnMut(Stream, &[u8]) -> Result<()>) -> Result<Remains> {
@@ -84,8 +118,8 @@ impl Machine {
             (Stream::Errors, Tail::open(&self.port("errors"))?),
         ];
         let mut beats = Tail::open(&self.port("status"))?;
-        let processor = Processor::take()?;
-        let mut child = Running(self.start(&processor)?);
+        let mut knocks = if self.icount { None } else { Some(Knocks::open(&self.port(KNOCKS))?) };
+        let mut child = Running(self.start()?);
         let (mut heard, mut silent) = (Instant::now(), false);
         let status = loop {
             let ended = child.0.try_wait().context("Cannot wait for QEMU")?;
@@ -106,7 +140,10 @@ impl Machine {
             }
             match ended {
                 Some(status) => break status,
-                None => sleep(Duration::from_millis(50)),
+                None => {
+                    sleep(Duration::from_millis(50));
+                    knocks.iter_mut().for_each(Knocks::knock);
+                }
             }
         };
         let text = |name: &str| read_lossy(&self.dir.join(name));
@@ -119,12 +156,11 @@ impl Machine {
         })
     }
 
-    fn start(&self, processor: &Processor) -> Result<Child> {
+    fn start(&self) -> Result<Child> {
         let messages = self.dir.join("messages");
         let file =
             File::create(&messages).with_context(|| format!("Cannot create {}", messages.display()))?;
-        process::guarded("taskset", self.limit)
-            .args(["-c", &processor.number(), "qemu-system-x86_64"])
+        process::guarded("qemu-system-x86_64", self.limit)
             .args(self.arguments())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -153,6 +189,11 @@ impl Machine {
             words
                 .pair("-chardev", with_path(&format!("file,id={port},path="), &self.port(port)))
                 .pair("-device", format!("virtserialport,chardev={port},name=ember.{port}"));
+        }
+        if !self.icount {
+            words
+                .pair("-chardev", with_path("pipe,id=knocks,path=", &self.port(KNOCKS)))
+                .pair("-device", "virtserialport,chardev=knocks,name=ember.knocks");
         }
         for disk in &self.disks {
             let access = if disk.writable { "cache=unsafe,discard=unmap" } else { "readonly=on" };
