@@ -109,7 +109,8 @@ pub const GROUPS: [Group; 24] = [
     Group::new("linux_isolation", Place::Linux, 300),
     // Images are made and unpacked by umoci and skopeo.
     Group::new("linux_oci", Place::LinuxAsRoot, 300),
-    Group::new("linux_smp", Place::Linux, 300),
+    // With --full eight vCPUs, all of them busy.
+    Group::new("linux_smp", Place::Linux, 600),
     // What is asserted there is counted in instructions.
     Group::new("figures", Place::Linux, 300).icount(),
     Group::new("whole_cpu", Place::Rig, 120).other_cpu("EPYC,+svm,+npt,-cx16,-avx2,-bmi2,-rdtscp,-xsaveopt"),
