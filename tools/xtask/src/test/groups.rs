@@ -84,8 +84,8 @@ impl Group {
 pub const GROUPS: [Group; 24] = [
     // Bakes of a busy guest one after the other (with --full ten, and of a large one).
     Group::new("whole_cycles", Place::Linux, 3000).memory_mib(12 * 1024),
-    // Clones that are baked again, several times.
-    Group::new("whole_linux", Place::Linux, 400),
+    // Clones that are baked again, several times; one writes all the time, which is 200 s beside another emulated host.
+    Group::new("whole_linux", Place::Linux, 600),
     // Many clones (with --full a thousand, each of which takes one to two seconds on a slow machine), agents that fail to answer, each waited for.
     Group::new("clones_unique", Place::Linux, 2400).faults(),
     // Bundles for two clock sources, and clones that wait for a timer.
