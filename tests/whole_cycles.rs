@@ -116,7 +116,7 @@ mod full {
 
     #[test]
     fn four_vcpus_go_through_a_cycle_under_load() {
-        cycles(Place::new().path(), 4, 256, 1);
+        cycles(Place::new().path(), 4, 512, 1);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use snapshot_format::manifest::Interface;
 
-use crate::failure::limits::TooLongForJson;
+use crate::failure::limits::TooLong;
 use crate::function::Notice;
 use crate::vm::AnswerSink;
 
@@ -168,7 +168,7 @@ impl AnswerSink for LogSink {
 
 fn append(to: &mut Vec<u8>, bytes: &[u8]) -> io::Result<()> {
     if to.len() + bytes.len() > COLLECT_MAX {
-        return Err(io::Error::other(TooLongForJson));
+        return Err(io::Error::other(TooLong::Json));
     }
     to.extend_from_slice(bytes);
     Ok(())

@@ -14,7 +14,7 @@ use crate::vm::{
     RequestError, RunError, StartError, WarmError,
 };
 
-use super::limits::{TooLong, TooLongForJson};
+use super::limits::TooLong;
 use super::{Kind, ToFailure};
 
 /// Errors that are of one kind whatever their variant.
@@ -102,9 +102,11 @@ impl ToFailure for InvokeError {
             InvokeError::Drive(error) => error.kind(),
             InvokeError::Session(error) => error.kind(),
             InvokeError::NotUnique(_) => Kind::NotUnique,
-            InvokeError::Sink(reason) if TooLong::is_reason(reason) => Kind::GuestFailed,
-            InvokeError::Sink(reason) if TooLongForJson::is_reason(reason) => Kind::Usage,
-            InvokeError::Sink(_) => Kind::Internal,
+            InvokeError::Sink(reason) => match TooLong::of(reason) {
+                Some(TooLong::Limit { .. }) => Kind::GuestFailed,
+                Some(TooLong::Json) => Kind::Usage,
+                None => Kind::Internal,
+            },
         }
     }
 }

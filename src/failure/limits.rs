@@ -6,27 +6,22 @@ use crate::config::Size;
 
 /// An answer that is longer than it may be.
 #[derive(Debug, thiserror::Error)]
-#[error("It is longer than the {max} that --answer-max allows")]
-pub struct TooLong {
-    max: Size,
+pub enum TooLong {
+    /// Whoever asked for it has set a limit.
+    #[error("It is longer than the {max} that --answer-max allows")]
+    Limit {
+        /// The limit.
+        max: Size,
+    },
+    /// It is collected to be printed as JSON.
+    #[error("It is too long to be printed as JSON: leave out --json")]
+    Json,
 }
 
 impl TooLong {
-    /// Whether this is why an answer could not be passed on.
-    pub fn is_reason(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|reason| reason.is::<TooLong>())
-    }
-}
-
-/// An answer that is longer than what is collected to be printed as JSON.
-#[derive(Debug, thiserror::Error)]
-#[error("It is too long to be printed as JSON: leave out --json")]
-pub struct TooLongForJson;
-
-impl TooLongForJson {
-    /// Whether this is why an answer could not be passed on.
-    pub fn is_reason(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|reason| reason.is::<TooLongForJson>())
+    /// Why an answer could not be passed on, if this is why.
+    pub fn of(error: &io::Error) -> Option<&TooLong> {
+        error.get_ref()?.downcast_ref()
     }
 }
 
@@ -50,7 +45,7 @@ impl AnswerLimit {
     pub fn take(&mut self, len: usize) -> io::Result<()> {
         let Some(max) = self.max else { return Ok(()) };
         let left = u64::try_from(len).ok().and_then(|len| self.left.checked_sub(len));
-        self.left = left.ok_or_else(|| io::Error::other(TooLong { max }))?;
+        self.left = left.ok_or_else(|| io::Error::other(TooLong::Limit { max }))?;
         Ok(())
     }
 }
@@ -147,6 +142,6 @@ mod tests {
     fn an_answer_may_be_as_long_as_its_limit() {
         let mut limit = AnswerLimit::new(Some(Size(4)));
         assert!(limit.take(3).is_ok() && limit.take(1).is_ok() && limit.take(0).is_ok());
-        assert!(TooLong::is_reason(&limit.take(1).unwrap_err()));
+        assert!(matches!(TooLong::of(&limit.take(1).unwrap_err()), Some(TooLong::Limit { .. })));
     }
 }

@@ -223,7 +223,9 @@ impl<'a> Start<'a> {
                 // Before the MSRs: the TSC is set in units of it.
                 set_tsc_frequency(target, clocks.tsc_khz)?;
                 // Late, for a guest whose clocks are to go on misses whatever passes until they are set.
-                vcpu::align_tsc(&mut vcpus, clocks.ticks(unix_ns())).map_err(vcpu::VcpuError::from)?;
+                if let ticks @ 1.. = clocks.ticks(unix_ns()) {
+                    vcpu::align_tsc(&mut vcpus, ticks).map_err(vcpu::VcpuError::from)?;
+                }
                 let mut msrs = None;
                 let mut shown = target.shown.iter();
                 for (vcpu, state) in target.vcpus.iter().zip(&vcpus) {

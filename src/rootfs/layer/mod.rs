@@ -6,6 +6,7 @@ mod read;
 
 use std::io;
 
+use super::spool::SpoolError;
 use super::tree::{Kind, Metadata, TreeError};
 
 pub use apply::apply;
@@ -42,6 +43,15 @@ pub enum LayerError {
     /// An entry that cannot be put into the tree.
     #[error(transparent)]
     Tree(#[from] TreeError),
+}
+
+impl From<SpoolError> for LayerError {
+    fn from(error: SpoolError) -> Self {
+        match error {
+            SpoolError::Read(source) => LayerError::Read(source),
+            SpoolError::Write(source) => LayerError::Write(source),
+        }
+    }
 }
 
 /// One change.

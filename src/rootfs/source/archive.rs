@@ -62,10 +62,7 @@ impl Store {
     /// It cannot be read or has too many entries.
     pub fn archive(path: &Path, spool: &Spool) -> Result<Store, ImageError> {
         let failed = |source| ImageError::Read { path: path.into(), source };
-        let file = plain(path, spool).map_err(|error| match error {
-            SpoolError::Read(source) => failed(source),
-            SpoolError::Write(source) => ImageError::Write(source),
-        })?;
+        let file = plain(path, spool).map_err(|error| ImageError::copying(path, error))?;
         let files = list(&file).map_err(failed)?.ok_or(ImageError::TooMuch { what: "files" })?;
         Ok(Store::Tar { file, files })
     }

@@ -175,6 +175,14 @@ pub enum ImageError {
 }
 
 impl ImageError {
+    /// What came while the content of `path` was copied.
+    fn copying(path: &Path, error: SpoolError) -> Self {
+        match error {
+            SpoolError::Read(source) => ImageError::Read { path: path.into(), source },
+            SpoolError::Write(source) => ImageError::Write(source),
+        }
+    }
+
     /// The failed write of the output behind this, if that is what it is.
     pub fn into_write(self) -> Result<io::Error, Self> {
         match self {
@@ -269,10 +277,7 @@ pub fn copy_ext4(path: &Path, out: &File, progress: &mut dyn FnMut(Progress)) ->
         return Err(ImageError::TooMuch { what: "blocks" });
     }
     out.set_len(found).map_err(ImageError::Write)?;
-    copy_data(&file, out, found, progress).map_err(|error| match error {
-        SpoolError::Read(source) => failed(source),
-        SpoolError::Write(source) => ImageError::Write(source),
-    })?;
+    copy_data(&file, out, found, progress).map_err(|error| ImageError::copying(path, error))?;
     Ok(found)
 }
 

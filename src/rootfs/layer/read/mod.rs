@@ -9,7 +9,7 @@ use tar::{Archive, Entry, Header};
 use super::pax::records;
 use super::{Change, LayerError, What};
 use crate::rootfs::limits;
-use crate::rootfs::spool::{Spool, SpoolError};
+use crate::rootfs::spool::Spool;
 use crate::rootfs::tree::{Content, Kind, Metadata, Time, text};
 
 /// Names that begin so are not files but say that one is gone.
@@ -223,10 +223,7 @@ fn what(
 
 fn content(entry: &mut Entry<'_, impl Read>, spool: &mut Spool) -> Result<Content, LayerError> {
     let expected = entry.size();
-    let content = spool.append(entry).map_err(|error| match error {
-        SpoolError::Read(source) => LayerError::Read(source),
-        SpoolError::Write(source) => LayerError::Write(source),
-    })?;
+    let content = spool.append(entry)?;
     if content.bytes() != expected {
         return Err(LayerError::Read(io::ErrorKind::UnexpectedEof.into()));
     }

@@ -30,7 +30,7 @@ use rigged::{Caches, GroupRun};
 /// The name of the tests beside the code on the command line.
 const UNIT: &str = "unit";
 /// Files of `tests/` that need a userfaultfd. Where this user gets none they run in the rig alone, like all of theirs.
-const NEED_USERFAULTFD: [&str; 2] = ["small_paging", "small_working_set"];
+const PAGED: [&str; 2] = ["small_paging", "small_working_set"];
 
 /// Which tests to run.
 #[derive(Debug, Args)]
@@ -97,8 +97,7 @@ fn run_black_box(
     let native = Native::prepare(workspace, &contents, &key)?;
     let lazy_paging = host::lazy_paging();
     let runs_here = |case: &&Case| {
-        runs_natively(case.group, kvm)
-            && (lazy_paging || !NEED_USERFAULTFD.contains(&case.binary.name.as_str()))
+        runs_natively(case.group, kvm) && (lazy_paging || !PAGED.contains(&case.binary.name.as_str()))
     };
     let natives: Vec<Case> = cases.iter().filter(runs_here).cloned().collect();
     let run_natives = || native.run(&natives, arguments.full, report);
