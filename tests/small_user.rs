@@ -7,7 +7,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::{Ended, HOST_CANNOT, Place, ember, finish, guest, in_namespace, is_root, program, run_command};
 
@@ -34,7 +34,7 @@ fn kvm() -> (u32, u32) {
 /// `ember` as nobody, who is in one group.
 fn as_nobody(place: &Place, group: u32, words: &[&str]) -> Ended {
     let mut command = Command::new(place.join("ember"));
-    command.args(words).uid(NOBODY).gid(group).stdin(std::process::Stdio::null());
+    command.args(words).uid(NOBODY).gid(group).stdin(Stdio::null());
     finish(command.current_dir(place.path()))
 }
 
@@ -54,6 +54,24 @@ fn permitted(place: &Place, words: &[&str]) -> Ended {
         (mode, group) if mode & 0o060 == 0o060 => as_nobody(place, group, words),
         _ => behind(place, OWN_NODE, words),
     }
+}
+
+/// As an ordinary user who may open /dev/kvm, on a host that gives nobody a user namespace.
+fn without_namespaces(place: &Place, words: &[&str]) -> Ended {
+    const AS_NOBODY: &str = "{ test -e kvm || mknod -m 666 kvm c 10 232; } && mount --bind kvm /dev/kvm &&
+        exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -c \"$0\" sh \"$@\"";
+    // The limit holds in a namespace of one's own and is nobody else's. Who gives no namespaces has none to set it in.
+    const NONE: &str = "unshare -r true || exec ./ember \"$@\"
+        exec unshare -r sh -c 'echo 0 >/proc/sys/user/max_user_namespaces &&
+            exec setpriv --inh-caps=-all --bounding-set=-all ./ember \"$@\"' sh \"$@\"";
+    if is_root() {
+        let mut command = Command::new("unshare");
+        command.args(["-m", "sh", "-c", AS_NOBODY, NONE]).args(words).stdin(Stdio::null());
+        return finish(command.current_dir(place.path()));
+    }
+    let mut command = Command::new("sh");
+    command.args(["-c", NONE, "sh"]).args(words).stdin(Stdio::null());
+    finish(command.current_dir(place.path()))
 }
 
 /// As a user who may not open /dev/kvm.
@@ -109,6 +127,30 @@ fn an_ordinary_user_s_clones_are_jailed_as_far_as_the_host_allows_and_the_level_
     }
     let refused = permitted(&place, &["run", "out", "--event-text", "hello", "--require-jail"]);
     refused.fails(HOST_CANNOT, "The jail lacks own-user");
+}
+
+#[test]
+fn where_nobody_gets_a_namespace_clones_are_jailed_in_part_and_the_user_is_told() {
+    let place = public();
+    without_namespaces(&place, &BAKE).succeeds();
+    let ended = without_namespaces(&place, &["run", "out", "--event-text", "hello", "--json"]);
+    let told = ended.succeeds().json();
+    assert_eq!(
+        (&told["jail"]["level"], &told["answer"]["output"]),
+        (&"partial".into(), &"hello".into()),
+        "{told}"
+    );
+    let standing = told["jail"]["standing"].to_string();
+    for wall in ["own-descriptors", "resource-limits", "no-capabilities", "no-new-privileges", "seccomp"] {
+        assert!(standing.contains(wall), "{wall}: {told}");
+    }
+    assert!(ended.errors.contains("ember: jail: partial; lacking: "), "{ended:?}");
+    assert!(ended.errors.contains("user-namespace"), "{ended:?}");
+    let refused = without_namespaces(&place, &["run", "out", "--event-text", "hello", "--require-jail"]);
+    refused.fails(
+        HOST_CANNOT,
+        "The jail lacks user-namespace (user.max_user_namespaces of this host allows no more)",
+    );
 }
 
 #[test]

@@ -85,7 +85,13 @@ pub struct Lack {
 
 impl fmt::Display for Lack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.wall.name(), self.why)
+        match (self.wall, self.why.kind()) {
+            // ENOSPC, which says nothing about any disk here (user_namespaces(7)).
+            (Wall::UserNamespace, io::ErrorKind::StorageFull) => {
+                write!(f, "{} (user.max_user_namespaces of this host allows no more)", self.wall.name())
+            }
+            _ => write!(f, "{} ({})", self.wall.name(), self.why),
+        }
     }
 }
 
