@@ -137,6 +137,18 @@ fn anonymous_over(part: &Range<usize>) -> Result<(), rustix::io::Errno> {
     Ok(())
 }
 
+/// Tells the kernel that the guest is about to write nearly all of it, so that a page fault brings in 2 MiB wherever nothing is yet.
+/// Pages that are there already stay as they are.
+pub fn expect_to_be_filled(memory: &GuestMemory) {
+    use rustix::mm::{Advice, madvise};
+    for range in addresses(memory) {
+        let address = range.start as *mut std::ffi::c_void;
+        // A kernel without huge pages refuses, and has the guest take more faults.
+        // SAFETY: the advice changes no content.
+        unsafe { madvise(address, range.len(), Advice::LinuxHugepage) }.ok();
+    }
+}
+
 fn replace(mapped: &GuestRegionMmap<()>, file: &File, offset: u64) -> Result<(), rustix::io::Errno> {
     use rustix::mm::{MapFlags, ProtFlags, mmap};
     let len = usize::try_from(mapped.len()).map_err(|_| rustix::io::Errno::OVERFLOW)?;

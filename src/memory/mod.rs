@@ -18,7 +18,8 @@ mod uffd;
 pub use ahead::{GuestTables, MappedAhead, map_ahead};
 pub use collapse::{make_huge, tmpfs_has_huge_pages};
 pub use mapping::{
-    MapError, addresses, anonymous, copy_on_write, copy_on_write_over, own_pages, visit_content,
+    MapError, addresses, anonymous, copy_on_write, copy_on_write_over, expect_to_be_filled, own_pages,
+    visit_content,
 };
 pub use prefetch::{
     Expected, Late, Prefetched, bytes_of, copy_written, fillable, read_ahead, unchanged_pages, within,

@@ -108,6 +108,7 @@ pub fn to_warm_point_again(
 
 /// Has a warm guest free and zero memory, and leaves it blocked in its agent's read.
 fn to_rest(drive: &mut Drive<'_>, sink: &mut dyn AnswerSink) -> Result<MemoryUse, InvokeError> {
+    drive.machine().expect_to_be_filled();
     drive.conversation().prepare_freeze()?;
     let limit = prepare_max(drive.machine().memory_bytes());
     let deadline = Some(Instant::now() + limit);

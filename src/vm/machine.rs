@@ -16,7 +16,7 @@ use crate::devices::{
 };
 use crate::function::ClockReading;
 use crate::kvm::{FaultCount, KickError, KvmVm, SystemError, VmError};
-use crate::memory::{GuestMemory, Pager, Prefetched};
+use crate::memory::{self, GuestMemory, Pager, Prefetched};
 use crate::vcpu::{self, MsrSelection, ThreadError, VcpuThread};
 
 use super::capture::{self, CaptureError, Moment, Parts};
@@ -293,6 +293,11 @@ impl Machine {
     /// Guest RAM, bytes.
     pub fn memory_bytes(&self) -> u64 {
         self.shape.memory_bytes
+    }
+
+    /// Prepares its memory for a guest that writes nearly all of it, as one does that makes free memory zero.
+    pub(super) fn expect_to_be_filled(&self) {
+        memory::expect_to_be_filled(&self.memory);
     }
 
     /// When a vCPU left the guest for the first time; `None` before.
