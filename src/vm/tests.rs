@@ -8,11 +8,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use kvm_bindings::kvm_msr_entry;
 use snapshot_format::sections::PortState;
 use snapshot_format::state::{FormatVersion, Reader};
 
 use crate::devices::{ConsoleSink, DeviceSetup};
 use crate::function::Conversation;
+use crate::kvm::{System, VmError};
 use crate::memory;
 
 use super::prefetch::Ahead;
@@ -127,4 +129,22 @@ fn no_port_read_is_lost_or_done_twice_by_a_freeze_or_a_restore() {
     assert!(verdict.starts_with("ok "), "{verdict}");
     let reads: u64 = verdict["ok ".len()..].parse().unwrap();
     assert!(reads >= u64::from(last), "{reads} reads, and {last} were counted at the last freeze");
+}
+
+#[test]
+fn an_msr_that_kvm_does_not_take_or_give_is_named_and_none_is_left_out_in_silence() {
+    // KVM stops there, and says only how many came before it.
+    const UNKNOWN: u32 = 0x4000_ffff;
+    const STAR: u32 = 0xc000_0081;
+    const LSTAR: u32 = 0xc000_0082;
+    let vm = System::open().unwrap().create_vm().unwrap();
+    vm.create_irqchip().unwrap();
+    let vcpu = vm.create_vcpu(0).unwrap();
+    let entry = |index| kvm_msr_entry { index, data: 8, ..Default::default() };
+    let refused = vcpu.set_msrs(&[entry(STAR), entry(UNKNOWN), entry(LSTAR)]).unwrap_err();
+    assert!(matches!(refused, VmError::Msr { verb: "set", index: UNKNOWN }), "{refused}");
+    let withheld = vcpu.msrs(&[STAR, UNKNOWN, LSTAR]).unwrap_err();
+    assert!(matches!(withheld, VmError::Msr { verb: "read", index: UNKNOWN }), "{withheld}");
+    let got: Vec<u64> = vcpu.msrs(&[STAR, LSTAR]).unwrap().iter().map(|msr| msr.data).collect();
+    assert_eq!(got, [8, 0], "what stood before it was set, what stood behind it was not");
 }
