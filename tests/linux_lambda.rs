@@ -293,6 +293,17 @@ fn a_clone_whose_restore_hook_fails_is_given_no_event() {
     assert!(ended.errors.contains("list index out of range"), "{ended:?}");
 }
 
+#[test]
+fn a_clone_whose_restore_hook_hangs_is_given_no_event() {
+    let source = "import time\n\
+                  from snapshot_restore_py import register_after_restore\n\
+                  register_after_restore(lambda: time.sleep(1000))\n\
+                  def handler(event, context):\n    return 'answered'\n";
+    let bundle = lambda("hanging-hook", source, "");
+    let ended = finish(ember(["run", "--event-json", "1"]).arg(&bundle));
+    ended.fails(NOT_UNIQUE, "did not ask for invocation/next in time");
+}
+
 mod full {
     use super::*;
 

@@ -281,17 +281,21 @@ pub fn in_namespace<S: AsRef<OsStr>>(script: &str, arguments: impl IntoIterator<
     command
 }
 
-/// Makes files unwritable even for the superuser, where the file system knows how.
+/// Makes files unwritable even for the superuser. Outside the emulated host, where it always can be, this is left out if the file system
+/// or this user cannot do it.
 pub fn set_immutable(files: &[PathBuf], on: bool) {
-    for file in files {
-        let file = std::fs::File::open(file).unwrap();
-        if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
-            let flags = if on {
-                flags | rustix::fs::IFlags::IMMUTABLE
-            } else {
-                flags - rustix::fs::IFlags::IMMUTABLE
-            };
-            rustix::fs::ioctl_setflags(&file, flags).ok();
+    let set = |path: &Path| -> std::io::Result<()> {
+        let file = std::fs::File::open(path)?;
+        let mut flags = rustix::fs::ioctl_getflags(&file)?;
+        flags.set(rustix::fs::IFlags::IMMUTABLE, on);
+        Ok(rustix::fs::ioctl_setflags(&file, flags)?)
+    };
+    for path in files {
+        let done = set(path);
+        assert!(done.is_ok() || !in_rig(), "{}: {done:?}", path.display());
+        if on && done.is_ok() {
+            let opened = std::fs::File::options().write(true).open(path);
+            assert!(opened.is_err(), "{} can be written", path.display());
         }
     }
 }
