@@ -17,7 +17,7 @@ use crate::environment::{self, Environment};
 use crate::image;
 use crate::process::{self, command, quote};
 use crate::progress::say;
-use crate::setup;
+use crate::setup::{self, Emulator};
 use crate::workspace::{Workspace, make_dir, make_empty_dir, write};
 
 /// How often a job is tried whose host stands still.
@@ -106,6 +106,7 @@ impl Default for Job {
 #[derive(Debug)]
 pub struct RigHost {
     runs: PathBuf,
+    emulator: Emulator,
     kernel: PathBuf,
     initramfs: PathBuf,
     payload: PathBuf,
@@ -139,6 +140,7 @@ impl RigHost {
         let host = Self {
             _alone: alone,
             runs: workspace.target("rig/runs"),
+            emulator: contents.guest.emulator.clone(),
             kernel: contents.guest.kernel.clone(),
             initramfs: initramfs::prepare(workspace, &contents.guest)?,
             payload: payload::prepare(workspace, contents)?,
@@ -228,6 +230,7 @@ impl RigHost {
             disks.push(Disk { name: "cache", path: cache.image.clone(), writable: true });
         }
         Ok(Machine {
+            emulator: self.emulator.clone(),
             kernel: self.kernel.clone(),
             initramfs: self.initramfs.clone(),
             disks,

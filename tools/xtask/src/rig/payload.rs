@@ -67,6 +67,8 @@ pub fn content_key(workspace: &Workspace, contents: &Contents) -> Result<String>
         &guest.kernel,
         &guest.python_image,
         &guest.stress_image,
+        // Its processor is in every bundle.
+        &guest.emulator.program,
         &contents.small_guests,
     ]);
     let examples = workspace.path("examples");

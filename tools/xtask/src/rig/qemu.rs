@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::process;
+use crate::setup::Emulator;
 
 /// The processor with the most of what the emulation can do. It must have SVM and nested paging.
 ///
@@ -40,6 +41,7 @@ pub struct Disk {
 /// An emulated host that is not switched on yet.
 #[derive(Debug)]
 pub struct Machine {
+    pub emulator: Emulator,
     pub kernel: PathBuf,
     pub initramfs: PathBuf,
     pub disks: Vec<Disk>,
@@ -160,7 +162,7 @@ impl Machine {
         let messages = self.dir.join("messages");
         let file =
             File::create(&messages).with_context(|| format!("Cannot create {}", messages.display()))?;
-        process::guarded("qemu-system-x86_64", self.limit)
+        process::guarded(&self.emulator.program.to_string_lossy(), self.limit)
             .args(self.arguments())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -180,6 +182,7 @@ impl Machine {
             .pair("-kernel", &self.kernel)
             .pair("-initrd", &self.initramfs)
             .pair("-append", self.kernel_words())
+            .pairs("-L", &self.emulator.firmware)
             .pair("-serial", with_path("file:", &self.dir.join("console")))
             .pair("-device", "virtio-serial-pci");
         if self.icount {
@@ -236,6 +239,10 @@ impl Words {
         self
     }
 
+    fn pairs(&mut self, option: &str, values: &[PathBuf]) -> &mut Self {
+        values.iter().fold(self, |words, value| words.pair(option, value))
+    }
+
     fn pair(&mut self, option: &str, value: impl Into<OsString>) -> &mut Self {
         self.0.push(option.into());
         self.0.push(value.into());
@@ -289,6 +296,7 @@ mod tests {
     #[test]
     fn the_exact_clock_is_only_there_when_asked_for() {
         let mut machine = Machine {
+            emulator: Emulator { program: "q".into(), firmware: Vec::new() },
             kernel: "k".into(),
             initramfs: "i".into(),
             disks: Vec::new(),

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{debian, stamp};
+use super::debian::{self, Apt};
+use super::stamp;
 use crate::process::{self, command};
 use crate::workspace::{Workspace, make_dir, make_empty_dir, rename};
 
@@ -36,13 +37,14 @@ pub fn prepare(workspace: &Workspace) -> Result<Kernel> {
 
 /// The name of the real package, and what apt would download for it.
 fn newest() -> Result<(String, String)> {
-    let name = debian::real_package(META_PACKAGE)?;
-    let version = debian::available(std::slice::from_ref(&name))?;
+    let apt = Apt::of_host();
+    let name = apt.real_package(META_PACKAGE)?;
+    let version = apt.available(std::slice::from_ref(&name))?;
     Ok((name, version))
 }
 
 fn unpack(workspace: &Workspace, name: &str, tree: &Path) -> Result<()> {
-    let debs = debian::download(&[name.to_owned()], &workspace.guest("downloads/kernel"))?;
+    let debs = Apt::of_host().download(&[name.to_owned()], &workspace.guest("downloads/kernel"))?;
     let fresh = workspace.guest("kernel.new");
     make_empty_dir(&fresh)?;
     debian::unpack(&debs, &fresh)?;

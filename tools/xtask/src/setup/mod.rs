@@ -1,9 +1,10 @@
 //! `cargo xtask setup`: everything the other commands need, fetched once.
 //!
-//! Debian packages are installed; the guest's kernel and userland are only downloaded and unpacked under `target/guest`,
-//! because a guest kernel has no business in the host's boot menu. Every step has a stamp, so a second run only looks.
+//! Debian packages are installed; the guest's kernel and userland and the emulator are only downloaded and unpacked under `target/guest`,
+//! because a guest kernel has no business in the host's boot menu, nor a backport among its programs. Every step has a stamp, so a second run only looks.
 
 mod debian;
+mod emulator;
 mod kernel;
 mod python;
 mod root;
@@ -12,6 +13,7 @@ mod stress;
 mod userland;
 
 pub use debian::is_root;
+pub use emulator::Emulator;
 pub use stamp::digest;
 
 use std::fs::File;
@@ -22,7 +24,7 @@ use anyhow::{Context, Result};
 use crate::progress::say;
 use crate::workspace::{Workspace, make_dir};
 
-/// What set-up leaves for guests.
+/// What set-up leaves for guests and for the host that is emulated for them.
 #[derive(Debug, Clone)]
 pub struct Guest {
     /// The kernel as a bzImage.
@@ -31,6 +33,8 @@ pub struct Guest {
     pub release: String,
     /// Its modules, with `modules.dep`.
     pub modules: PathBuf,
+    /// What emulates a host.
+    pub emulator: Emulator,
     /// Debian's static busybox.
     pub busybox: PathBuf,
     /// The python root as an ext4 image.
@@ -52,6 +56,7 @@ pub fn prepare(workspace: &Workspace) -> Result<Guest> {
     let lock = lock(workspace)?;
     debian::install_missing()?;
     let kernel = kernel::prepare(workspace)?;
+    let emulator = emulator::prepare(workspace)?;
     let (python_image, busybox) = python::prepare(workspace)?;
     let stress_image = stress::prepare(workspace)?;
     drop(lock);
@@ -59,6 +64,7 @@ pub fn prepare(workspace: &Workspace) -> Result<Guest> {
         kernel: kernel.image,
         release: kernel.release,
         modules: kernel.modules,
+        emulator,
         busybox,
         python_image,
         stress_image,

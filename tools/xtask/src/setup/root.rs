@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::{debian, stamp, userland};
+use super::debian::{self, Apt};
+use super::{stamp, userland};
 use crate::image;
 use crate::workspace::{Workspace, make_empty_dir, rename};
 
@@ -25,7 +26,7 @@ impl Root {
     pub fn prepare(&self, workspace: &Workspace) -> Result<PathBuf> {
         let image = workspace.guest(&format!("{}-root.ext4", self.name));
         let packages: Vec<String> = self.packages.split_whitespace().map(str::to_owned).collect();
-        match debian::available(&packages) {
+        match Apt::of_host().available(&packages) {
             Ok(versions) => {
                 let inputs = format!("{versions}\n{}", self.recipe);
                 let title = format!("Making the guest's {} root", self.name);
@@ -41,7 +42,8 @@ impl Root {
     }
 
     fn make(&self, workspace: &Workspace, packages: &[String], image: &Path) -> Result<()> {
-        let debs = debian::download(packages, &workspace.guest(&format!("downloads/{}", self.name)))?;
+        let debs =
+            Apt::of_host().download(packages, &workspace.guest(&format!("downloads/{}", self.name)))?;
         let root = workspace.guest(&format!("{}-root.new", self.name));
         make_empty_dir(&root)?;
         debian::unpack(&debs, &root)?;

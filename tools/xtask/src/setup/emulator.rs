@@ -1,0 +1,73 @@
+//! The emulator of the rig: QEMU 10, Debian's backport, unpacked and never installed.
+//!
+//! Debian 12's own QEMU 7.2, which brings the libraries, does the same work in up to twice the time and has faults that 10 has not
+//! (docs/rig.md). It serves where the mirror has no backports.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use super::debian::{self, Apt};
+use super::stamp;
+use crate::process::{self, command};
+use crate::progress::say;
+use crate::workspace::{Workspace, make_empty_dir, rename};
+
+const PROGRAM: &str = "qemu-system-x86_64";
+
+/// The program, its option roms and its firmware.
+const PACKAGES: [&str; 3] = ["qemu-system-x86", "qemu-system-data", "seabios"];
+
+/// An emulator that can be started.
+#[derive(Debug, Clone)]
+pub struct Emulator {
+    pub program: PathBuf,
+    /// Where it finds firmware; empty for the places it was built for.
+    pub firmware: Vec<PathBuf>,
+}
+
+/// The newest emulator there is.
+pub fn prepare(workspace: &Workspace) -> Result<Emulator> {
+    let tree = workspace.guest("qemu");
+    match unpack_newest(workspace, &tree) {
+        Ok(()) => Ok(emulator_in(&tree)),
+        // One from an earlier run serves a machine without a network.
+        Err(_) if tree.exists() => Ok(emulator_in(&tree)),
+        Err(error) => {
+            say(&format!(
+                "Debian 12's own QEMU emulates the host, which takes longer: {}",
+                first_line(&error)
+            ));
+            let program = process::find(PROGRAM).with_context(|| format!("No {PROGRAM} in the PATH"))?;
+            Ok(Emulator { program, firmware: Vec::new() })
+        }
+    }
+}
+
+fn unpack_newest(workspace: &Workspace, tree: &Path) -> Result<()> {
+    let apt = Apt::of_backports(&workspace.guest("backports"))?;
+    let names = PACKAGES.map(str::to_owned);
+    let versions = apt.available(&names)?;
+    stamp::once(workspace, "qemu", &versions, tree, "Unpacking the emulator", || {
+        let debs = apt.download(&names, &workspace.guest("downloads/qemu"))?;
+        let fresh = workspace.guest("qemu.new");
+        make_empty_dir(&fresh)?;
+        debian::unpack(&debs, &fresh)?;
+        // A library may be missing, and what does not start here must not take the place of one that does.
+        process::read(command(&emulator_in(&fresh).program.to_string_lossy()).arg("--version"))?;
+        make_empty_dir(tree)?;
+        std::fs::remove_dir(tree).with_context(|| format!("Cannot remove {}", tree.display()))?;
+        rename(&fresh, tree)
+    })
+}
+
+fn emulator_in(tree: &Path) -> Emulator {
+    Emulator {
+        program: tree.join("usr/bin").join(PROGRAM),
+        firmware: ["usr/share/qemu", "usr/share/seabios"].map(|dir| tree.join(dir)).to_vec(),
+    }
+}
+
+fn first_line(error: &anyhow::Error) -> String {
+    format!("{error:#}").lines().next().unwrap_or_default().to_owned()
+}
