@@ -123,30 +123,32 @@ fn huge_part(region: &Mapped, range: &Range<u64>) -> Option<Range<usize>> {
     (first < end).then(|| region.addresses.start + first..region.addresses.start + end)
 }
 
-/// In small pages: clones that touch a page here and there are to cost no more than that.
 fn anonymous_over(part: &Range<usize>) -> Result<(), rustix::io::Errno> {
-    use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous};
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous};
     let (address, len) = (part.start as *mut std::ffi::c_void, part.len());
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
     // SAFETY: the range lies within a mapping of guest memory, which lives for ever and is replaced in one step by another of the same
     // length and protection; it is reached by volatile accesses only, which find either content.
     unsafe { mmap_anonymous(address, len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
-    // A kernel without huge pages refuses what it would not do anyway.
-    // SAFETY: the advice changes no content.
-    unsafe { madvise(address, len, Advice::LinuxNoHugepage) }.ok();
+    advise(part, rustix::mm::Advice::LinuxNoHugepage);
     Ok(())
+}
+
+/// Has page faults bring in 4 KiB each: clones that touch a page here and there are to cost no more than that.
+pub(super) fn in_small_pages(memory: &GuestMemory) {
+    addresses(memory).iter().for_each(|range| advise(range, rustix::mm::Advice::LinuxNoHugepage));
+}
+
+/// A kernel without huge pages refuses advice about them, and does what it does anyway.
+fn advise(range: &Range<usize>, advice: rustix::mm::Advice) {
+    // SAFETY: the range lies within guest memory, which is mapped for the life of the process; advice about huge pages changes no content.
+    unsafe { rustix::mm::madvise(range.start as *mut std::ffi::c_void, range.len(), advice) }.ok();
 }
 
 /// Tells the kernel that the guest is about to write nearly all of it, so that a page fault brings in 2 MiB wherever nothing is yet.
 /// Pages that are there already stay as they are.
 pub fn expect_to_be_filled(memory: &GuestMemory) {
-    use rustix::mm::{Advice, madvise};
-    for range in addresses(memory) {
-        let address = range.start as *mut std::ffi::c_void;
-        // A kernel without huge pages refuses, and has the guest take more faults.
-        // SAFETY: the advice changes no content.
-        unsafe { madvise(address, range.len(), Advice::LinuxHugepage) }.ok();
-    }
+    addresses(memory).iter().for_each(|range| advise(range, rustix::mm::Advice::LinuxHugepage));
 }
 
 fn replace(mapped: &GuestRegionMmap<()>, file: &File, offset: u64) -> Result<(), rustix::io::Errno> {

@@ -23,8 +23,10 @@ use super::{Bytes, GuestAddress, GuestMemory, layout};
 /// A page, bytes.
 const PAGE: usize = 4096;
 
-/// Most bytes copied before the first instruction. What a working set has beyond this is left to the guest's own faults.
+/// Most bytes copied before the first instruction. What a working set has beyond this is copied beside the guest.
 const COPIED_MAX: u64 = 32 << 20;
+/// Most bytes copied beside it before its answer begins. What is beyond this too is left to its own faults.
+const BESIDE_MAX: u64 = 256 << 20;
 /// Of what a limit leaves, the part that may be filled ahead of need.
 const SHARE: u64 = 2;
 /// Pages whose residence in the page cache stands for that of all.
@@ -96,6 +98,20 @@ impl Expected {
         (Expected { read, late_read, ..Expected::default() }, cut_short)
     }
 
+    /// What [`copy_written`] left out of the written ranges.
+    #[must_use]
+    pub fn beyond(&self, done: &Prefetched) -> Vec<Range<u64>> {
+        let mut copied = done.copied;
+        let mut rest = self.written.clone();
+        for range in &mut rest {
+            let len = (range.end - range.start).min(copied);
+            range.start += len;
+            copied -= len;
+        }
+        rest.retain(|range| !range.is_empty());
+        rest
+    }
+
     /// Without what [`copy_written`] left out of the written ranges.
     #[must_use]
     pub fn as_copied(mut self, done: &Prefetched) -> Self {
@@ -117,16 +133,28 @@ pub struct Prefetched {
     pub checked: u64,
     /// Whether a memory limit, or the lack of memory, left something out.
     pub cut_short: bool,
+    /// Whether pages are known to be on the disk only.
+    pub is_cold: bool,
+}
+
+/// What the page cache has of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cache {
+    Warm,
+    Cold,
+    /// The file system does not tell.
+    Unknown,
 }
 
 /// Asks the kernel to read what is expected and not in the page cache. It does not wait for the disk.
 pub fn read_ahead(file: &File, expected: &Expected) -> Prefetched {
     let mut all: Vec<Range<u64>> = expected.all().cloned().collect();
     all.sort_unstable_by_key(|range| range.start);
-    if is_warm(file, &all) {
+    let cache = cache(file, &all);
+    if cache == Cache::Warm {
         return Prefetched::default();
     }
-    let mut done = Prefetched::default();
+    let mut done = Prefetched { is_cold: cache == Cache::Cold, ..Prefetched::default() };
     for request in requests(first_bytes(merged(&all, GAP), READ_AHEAD_MAX)) {
         let len = request.end - request.start;
         // A hint that is refused costs time and nothing else.
@@ -159,7 +187,8 @@ pub fn copy_written(memory: &GuestMemory, expected: &Expected, most: Option<u64>
     done
 }
 
-/// What is expected to be written late: a thread copies it once it is told to begin.
+/// What a thread copies beside the guest: at once what there was no time for before the first instruction, and what is expected to be
+/// written late once it is told to begin with that.
 #[derive(Debug)]
 pub struct Late {
     begin: Sender<()>,
@@ -167,13 +196,14 @@ pub struct Late {
 }
 
 impl Late {
-    /// Makes the thread, which begins with `on_start` and waits; it copies within what a memory limit leaves (`most` bytes).
+    /// Makes the thread, which begins with `on_start`; it copies within what a memory limit leaves (`most` bytes).
     ///
     /// # Errors
     /// The host has no room for another thread.
     pub fn new(
         memory: GuestMemory,
-        ranges: Vec<Range<u64>>,
+        rest: Vec<Range<u64>>,
+        late: Vec<Range<u64>>,
         most: Option<u64>,
         on_start: OnStart,
     ) -> io::Result<Self> {
@@ -182,19 +212,26 @@ impl Late {
         let told = copied.clone();
         let beside = move || {
             // Without its walls it does nothing, and the guest's own faults copy.
-            if on_start().is_ok() && begun.recv().is_ok() {
+            if on_start().is_err() {
+                return;
+            }
+            let most = most.unwrap_or(u64::MAX);
+            let tell = |range: &Range<u64>| {
+                told.fetch_add(range.end - range.start, Ordering::Relaxed);
+            };
+            copy(&memory, &rest, most.min(BESIDE_MAX), tell);
+            if begun.recv().is_ok() {
                 // Whoever reads the answer needs the processor first.
                 std::thread::yield_now();
-                copy(&memory, &ranges, most.unwrap_or(u64::MAX).min(COPIED_MAX), |range| {
-                    told.fetch_add(range.end - range.start, Ordering::Relaxed);
-                });
+                let left = most.saturating_sub(told.load(Ordering::Relaxed));
+                copy(&memory, &late, left.min(COPIED_MAX), tell);
             }
         };
         std::thread::Builder::new().name("prefetch".to_owned()).spawn(beside)?;
         Ok(Late { begin, copied })
     }
 
-    /// Lets the thread begin; a second time nothing happens.
+    /// Lets the thread begin with what is late; a second time nothing happens.
     pub fn begin(&self) {
         // A thread that is done listens no longer.
         self.begin.send(()).unwrap_or_default();
@@ -231,12 +268,23 @@ pub fn unchanged_pages(memory: &GuestMemory, file: &File, ranges: &[Range<u64>])
 
 /// Whether pages spread over the ranges, their first and last among them, are in the page cache. mincore() says so of every page of a
 /// file that this user may not write.
-fn is_warm(file: &File, ranges: &[Range<u64>]) -> bool {
-    probes(ranges).into_iter().all(|offset| {
-        let read = preadv2(file, &mut [IoSliceMut::new(&mut [0])], offset, ReadWriteFlags::NOWAIT);
-        // A file system that cannot tell is not asked for what it may have.
-        read != Err(Errno::AGAIN)
-    })
+fn cache(file: &File, ranges: &[Range<u64>]) -> Cache {
+    let probe = |offset| preadv2(file, &mut [IoSliceMut::new(&mut [0])], offset, ReadWriteFlags::NOWAIT);
+    told(probes(ranges).into_iter().map(probe))
+}
+
+/// What reads that must not wait say of the page cache.
+fn told(reads: impl Iterator<Item = Result<usize, Errno>>) -> Cache {
+    let mut cache = Cache::Warm;
+    for read in reads {
+        match read {
+            Err(Errno::AGAIN) => return Cache::Cold,
+            // Overlay and network file systems.
+            Err(Errno::OPNOTSUPP) => cache = Cache::Unknown,
+            _ => {}
+        }
+    }
+    cache
 }
 
 /// Offsets in the ranges, at even distances of their bytes.
@@ -344,15 +392,19 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[7; 1 << 20], 0).unwrap();
         let memory = copy_on_write(&file, 1 << 20, &[]).unwrap();
-        let late = Late::new(memory.clone(), vec![0..8192, 65536..69632], None, Box::new(|| Ok(()))).unwrap();
-        assert_eq!(late.copied(), 0);
+        let (rest, late) = (vec![262_144..266_240, 524_288..528_384], vec![0..8192, 65536..69632]);
+        let late = Late::new(memory.clone(), rest, late, None, Box::new(|| Ok(()))).unwrap();
+        let wait_for = |bytes| {
+            while late.copied() < bytes {
+                std::thread::yield_now();
+            }
+            let own = own_pages(&memory).unwrap().into_iter().filter(|touch| *touch == Touch::Written);
+            assert_eq!(own.count() as u64 * 4096, bytes);
+        };
+        wait_for(2 * 4096);
         late.begin();
-        while late.copied() < 12288 {
-            std::thread::yield_now();
-        }
+        wait_for(5 * 4096);
         late.begin();
-        let own = own_pages(&memory).unwrap().into_iter().filter(|touch| *touch == Touch::Written);
-        assert_eq!(own.count(), 3);
     }
 
     #[test]
@@ -371,6 +423,14 @@ mod tests {
         file.write_all_at(&[7; 1 << 20], 0).unwrap();
         let expected = Expected { read: std::iter::once(0..65536).collect(), ..Expected::default() };
         assert_eq!(read_ahead(&file, &expected), Prefetched::default());
+    }
+
+    #[test]
+    fn a_file_system_that_does_not_tell_is_asked_for_what_it_may_have() {
+        let cache = |reads: &[Result<usize, Errno>]| told(reads.iter().copied());
+        assert_eq!(cache(&[Ok(1), Ok(1)]), Cache::Warm);
+        assert_eq!(cache(&[Ok(1), Err(Errno::OPNOTSUPP)]), Cache::Unknown);
+        assert_eq!(cache(&[Err(Errno::OPNOTSUPP), Err(Errno::AGAIN)]), Cache::Cold);
     }
 
     #[test]
@@ -411,6 +471,7 @@ mod tests {
         // No limit has left this out.
         let most = copy_written(&memory, &expected, None);
         assert_eq!(most, Prefetched { copied: COPIED_MAX, ..Prefetched::default() });
+        assert_eq!(expected.beyond(&most), [4096 + COPIED_MAX..33 << 20, 40 << 20..41 << 20]);
     }
 
     #[test]

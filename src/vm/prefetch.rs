@@ -42,7 +42,7 @@ impl Hints {
 
     /// Adds what a memory limit leaves, as somebody has asked before.
     pub(super) fn within(mut self, memory_left: Option<u64>) -> Self {
-        self.copied_max = memory_left.map(|left| memory::fillable(left).max(UNASKED_MAX));
+        self.copied_max = memory_left.map(memory::fillable);
         self
     }
 
@@ -75,8 +75,10 @@ pub struct Ahead {
     is_checked: bool,
     /// Whether pages are to be mapped for the guest.
     is_mapped: bool,
-    /// What the thread that copies late does first; without it there is none.
+    /// What the thread that copies beside the guest does first; without it there is none.
     late: Option<OnStart>,
+    /// What it begins with.
+    rest: Vec<Range<u64>>,
     /// The pager that brings it in, and what tells of its arrival.
     pager: Option<(Pager, Receiver<()>)>,
     done: Prefetched,
@@ -109,11 +111,13 @@ impl Ahead {
                 self.done = Prefetched { checked, ..memory::read_ahead(file, &expected) };
                 if self.prefetch == Prefetch::All {
                     let copied = memory::copy_written(memory, &expected, self.hints.copied_max);
+                    // Where a limit has left something out nobody else is to go beyond it.
+                    self.rest = if copied.cut_short { Vec::new() } else { expected.beyond(&copied) };
                     self.hints.expected = Some(expected.as_copied(&copied));
                     self.done =
                         Prefetched { copied: copied.copied, cut_short: copied.cut_short, ..self.done };
                     // Pages that a disk is still to bring are not waited for.
-                    self.is_mapped = self.done.read_ahead == 0;
+                    self.is_mapped = !self.done.is_cold;
                 }
             }
             Source::Pager(pager, file) => {
@@ -122,7 +126,7 @@ impl Ahead {
                 self.done.cut_short = cut_short;
                 let early = expected.read.iter().cloned();
                 let done = pager.prefetch(early, Duration::ZERO).map_err(StartError::Prefetch)?;
-                self.is_mapped = self.prefetch == Prefetch::All && self.done.read_ahead == 0;
+                self.is_mapped = self.prefetch == Prefetch::All && !self.done.is_cold;
                 self.pager = Some((pager.clone(), done));
                 self.hints.expected = Some(expected);
             }
@@ -132,7 +136,7 @@ impl Ahead {
 
     /// Maps it for the guest, through one of its vCPUs: they share their tables. What comes late waits, with a thread or the pager.
     pub(super) fn map(self, vcpus: &[KvmVcpu], memory: &GuestMemory) -> Done {
-        let Ahead { hints, is_mapped, late: thread, done: before, pager, .. } = self;
+        let Ahead { hints, is_mapped, late: thread, rest, done: before, pager, .. } = self;
         let Hints { expected, pagemap, copied_max } = hints;
         let mut done = Done { before, ..Done::default() };
         let Some(mut expected) = expected else { return done };
@@ -148,10 +152,11 @@ impl Ahead {
             return done;
         }
         let late_written = std::mem::take(&mut expected.late_written);
-        if let Some(on_start) = thread.filter(|_| is_mapped && !late_written.is_empty()) {
+        if let Some(on_start) = thread.filter(|_| is_mapped && !(rest.is_empty() && late_written.is_empty()))
+        {
             // Without a thread the guest's own faults copy it.
             let left = copied_max.map(|most| most.saturating_sub(done.before.copied));
-            done.late = Late::new(memory.clone(), late_written, left, on_start).ok().map(Later::Thread);
+            done.late = Late::new(memory.clone(), rest, late_written, left, on_start).ok().map(Later::Thread);
         }
         done.copied = expected.written;
         done

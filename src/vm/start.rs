@@ -25,9 +25,8 @@ use super::timeline::Timeline;
 
 /// Longest time from power-on to the agent's greeting when nobody says otherwise.
 pub const BOOT_MAX: Duration = Duration::from_secs(120);
-/// What a clone ends with whose memory file was cut short while it ran.
-pub const MEMORY_CUT_SHORT: &str =
-    "The bundle's file memory was cut short while the clone ran: never write to a bundle";
+/// What a clone ends with that finds a page missing in its memory file, for which the kernel gives no reason.
+pub const MEMORY_CUT_SHORT: &str = "The bundle's file memory was cut short while the clone ran, or its disk fails or is full: never write to a bundle";
 /// The guest's context id on its vsock; every clone has the same, its device is its own.
 const GUEST_CID: u64 = 3;
 

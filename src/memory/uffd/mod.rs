@@ -21,6 +21,7 @@ use std::io;
 
 use userfaultfd::Uffd;
 
+use super::mapping::in_small_pages;
 use super::place::{Mapped, address_of, mapped};
 use super::source::ChunkSource;
 use super::{GuestMemory, MapError, anonymous, layout};
@@ -67,6 +68,7 @@ pub fn paged(
 ) -> Result<(GuestMemory, Pager), PagedError> {
     let uffd = door::open(door)?;
     let memory = anonymous(bytes)?;
+    in_small_pages(&memory);
     let mapped = mapped(&memory);
     let registered = plan::registered(&source.content(), &layout::regions(bytes), HOLE_MIN);
     for range in &registered {

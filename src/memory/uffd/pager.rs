@@ -234,7 +234,13 @@ impl Server {
         while let Some(ahead) = self.ahead.front_mut().filter(is_time).filter(|_| pages < AT_A_TIME) {
             if let Some(wanted) = ahead.wanted.pop_front() {
                 pages += wanted.pages.count();
-                self.served.bring_in(wanted, For::Prefetch)?;
+                match self.served.bring_in(wanted, For::Prefetch) {
+                    // No room for it, or a disk that fails: nobody has asked yet, and whoever does is told.
+                    Err(Stop::Failed(
+                        PagerError::Fill { .. } | PagerError::Chunk(ChunkError::Read { .. }),
+                    )) => ahead.wanted.clear(),
+                    outcome => outcome?,
+                }
             } else {
                 // Whoever asked need not wait for it.
                 ahead.done.send(()).ok();

@@ -14,7 +14,7 @@ use std::thread::JoinHandle;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use userfaultfd::{Event, Uffd};
 
-use super::super::place::{Mapped, mapped, offset_of};
+use super::super::place::{Mapped, address_of, mapped, offset_of};
 use super::door::{self, Door, UffdError};
 use super::fill::{self, FillError, PAGE};
 use crate::memory::{GuestMemory, MapError, anonymous};
@@ -89,9 +89,10 @@ pub fn recorded(file: File, bytes: u64) -> Result<(GuestMemory, Recorder), Recor
     let told = failed.clone();
     let serve = move || {
         let served = server.serve();
-        if served.is_err() {
+        if let Err(error) = &served {
             // Whoever waits for the guest otherwise waits until its event's time is over.
             rustix::io::write(&told, &1u64.to_ne_bytes()).unwrap_or_default();
+            server.serve_zeros(error);
         }
         (server, served)
     };
@@ -106,7 +107,8 @@ impl Recorder {
         self.touched.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Readable once a page could not be brought in; whatever touches one waits from then on.
+    /// Readable once a page could not be brought in. Whatever touches one from then on finds zeros, because nobody may wait for ever, not
+    /// even whoever is to read this: what the clone says is worth nothing any more.
     pub fn failure(&self) -> BorrowedFd<'_> {
         self.failed.as_fd()
     }
@@ -151,6 +153,25 @@ impl Server {
         }
     }
 
+    /// Gives zeros to whoever waits for the page of `error`, and to whoever touches another, until the end.
+    fn serve_zeros(&mut self, error: &RecordError) {
+        if let RecordError::Page { offset, .. } = error
+            && let Some((address, _)) = address_of(&self.mapped, *offset)
+        {
+            fill::zero(&self.uffd, address, PAGE).unwrap_or_default();
+        }
+        loop {
+            match self.uffd.read_event() {
+                Ok(Some(Event::Pagefault { addr, .. })) => {
+                    fill::zero(&self.uffd, addr as usize & !(PAGE - 1), PAGE).unwrap_or_default();
+                }
+                Ok(Some(_)) => {}
+                Ok(None) if self.is_stopped().is_ok_and(|stopped| !stopped) => {}
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+
     /// Waits for a fault or the end.
     fn is_stopped(&self) -> io::Result<bool> {
         let mut fds = [PollFd::new(&self.uffd, PollFlags::IN), PollFd::new(&self.stop, PollFlags::IN)];
@@ -188,24 +209,22 @@ mod tests {
     use crate::memory::{Bytes, GuestAddress};
 
     #[test]
-    fn a_page_that_cannot_be_brought_in_is_waited_for_and_told() {
+    fn a_page_that_cannot_be_brought_in_is_told_and_nobody_waits_for_it() {
         let file = tempfile::tempfile().unwrap();
         file.set_len(2 << 20).unwrap();
         let cut = file.try_clone().unwrap();
         let (memory, recorder) = recorded(file, 2 << 20).unwrap();
         assert!(!recorder.has_failed());
         cut.set_len(4096).unwrap();
-        let (waits, over) = std::sync::mpsc::channel();
-        let reader = std::thread::spawn(move || {
-            memory.read_obj::<u8>(GuestAddress(8192)).unwrap();
-            waits.send(()).unwrap();
-        });
+        let reader = memory.clone();
+        let reader = std::thread::spawn(move || reader.read_obj::<u8>(GuestAddress(8192)).unwrap());
         let mut fds = [PollFd::from_borrowed_fd(recorder.failure(), PollFlags::IN)];
         poll(&mut fds, None).unwrap();
-        assert!(recorder.has_failed() && over.try_recv().is_err());
+        assert!(recorder.has_failed());
+        assert_eq!(reader.join().unwrap(), 0);
+        // As the thread that is told of it does.
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(1 << 20)).unwrap(), 0);
         assert!(matches!(recorder.finish(), Err(RecordError::Page { offset: 8192, .. })));
-        over.recv().unwrap();
-        reader.join().unwrap();
     }
 
     #[test]

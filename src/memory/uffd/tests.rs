@@ -27,12 +27,14 @@ struct Pages {
     granule: u64,
     /// A chunk that is not as it should be.
     bad: Option<u64>,
+    /// A chunk that the disk does not give.
+    unreadable: Option<u64>,
     read: Arc<Mutex<Vec<Range<u64>>>>,
 }
 
 impl Pages {
     fn new(content: &[Range<u64>]) -> Self {
-        Pages { content: content.to_vec(), granule: CHUNK, bad: None, read: Arc::default() }
+        Pages { content: content.to_vec(), granule: CHUNK, bad: None, unreadable: None, read: Arc::default() }
     }
 }
 
@@ -62,6 +64,9 @@ impl ChunkSource for Pages {
         self.read.lock().unwrap().push(range.clone());
         if let Some(bad) = self.bad.filter(|bad| range.contains(bad)) {
             return Err(ChunkError::Damaged { offset: bad });
+        }
+        if let Some(offset) = self.unreadable.filter(|offset| range.contains(offset)) {
+            return Err(ChunkError::Read { offset, source: io::Error::from_raw_os_error(libc::EIO) });
         }
         for (page, at) in into.chunks_mut(4096).zip((offset..).step_by(4096)) {
             page.fill(page_of(at));
@@ -225,6 +230,19 @@ fn a_faulty_chunk_that_is_brought_in_ahead_fails_too() {
 }
 
 /// `len` bytes that are registered, and their descriptor.
+#[test]
+fn a_disk_that_fails_ahead_of_faults_fails_whoever_needs_the_page_and_nobody_else() {
+    let mut source = Pages::whole(0..CHUNK * 4);
+    source.unreadable = Some(CHUNK);
+    let (memory, pager, failures) = memory_of(source, 2 << 20);
+    pager.prefetch(std::iter::once(0..CHUNK * 4), Duration::ZERO).unwrap().recv_timeout(SOON).unwrap();
+    assert_eq!(byte(&memory, CHUNK * 3), page_of(CHUNK * 3));
+    assert!(failures.try_recv().is_err());
+    std::thread::spawn(move || byte(&memory, CHUNK));
+    let failure = failures.recv_timeout(SOON).unwrap();
+    assert!(matches!(failure, PagerError::Chunk(ChunkError::Read { offset: CHUNK, .. })), "{failure}");
+}
+
 fn registered(len: usize, features: u64) -> (Uffd, MmapMut) {
     let uffd = door::open_with(Door::Host, features).unwrap();
     let map = MmapOptions::new().len(len).map_anon().unwrap();
