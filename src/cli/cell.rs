@@ -53,6 +53,7 @@ pub fn fork(jailed: bool) -> Result<Side, Failure> {
     Ok(match Keeper::new()?.fork()? {
         Kept::Keeper(machine) => Side::Parent(machine),
         Kept::Machine(entry) => Side::Machine(Some(entry)),
+        Kept::Lost(error) => return Err(error.into()),
     })
 }
 

@@ -22,6 +22,8 @@ pub enum Kept {
     Keeper(MachineProcess),
     /// The machine's process, and its way into the jail.
     Machine(Entry),
+    /// The machine's process, which has no way into one and must end at once.
+    Lost(ForkError),
 }
 
 /// Makes jailed processes.
@@ -63,7 +65,7 @@ impl Keeper {
     /// has moved there.
     ///
     /// # Errors
-    /// See [`ForkError`]; in the machine's process an error means that it must end at once.
+    /// See [`ForkError`]; the machine's process has none, but may be [lost](Kept::Lost).
     pub fn fork(&mut self) -> Result<Kept, ForkError> {
         let (told, tell) = pipe_with(PipeFlags::CLOEXEC).map_err(|e| ForkError::Fork(e.into()))?;
         let mut walls = Walls::default();
@@ -75,7 +77,7 @@ impl Keeper {
         match forked {
             None => {
                 drop(tell);
-                self.machine(told.into(), walls).map(Kept::Machine)
+                Ok(self.machine(told.into(), walls).map_or_else(Kept::Lost, Kept::Machine))
             }
             Some(pid) => {
                 drop(told);
@@ -103,7 +105,8 @@ impl Keeper {
 pub(super) fn has_ended(process: &OwnedFd) -> Result<bool, ForkError> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut polled = [PollFd::new(process, PollFlags::IN)];
-    let ready = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let ready = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&at_once)));
     ready.map(|count| count > 0).map_err(|e| ForkError::Tie(e.into()))
 }
 

@@ -1,6 +1,6 @@
 //! Shells that wait, by the shape of their machine: taken by whoever has an event, made again beside that.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -20,6 +20,8 @@ use super::zygote::{End, News, Zygote};
 
 /// Shells that are made at the same time, for each processor: more would only take it from each other.
 const MAKING_PER_CPU: usize = 2;
+/// Most shells that are made at the same time. Asking waits for room in the zygote's socket, and what it says of so many has room in ours.
+const MAKING_MAX: usize = 64;
 /// How long the zygote's word about an end is waited for.
 const NEWS_MAX: Duration = Duration::from_millis(500);
 /// How long no other shell of a shape is asked for that could not be made.
@@ -44,9 +46,11 @@ impl Drop for Shell {
 }
 
 impl Shell {
-    /// Whether its process has not ended.
-    pub fn is_alive(&self) -> bool {
-        is_alive(&self.process)
+    /// Whether its process lives and has nothing to say, as one has that waits for its next event.
+    pub fn is_silent(&self) -> bool {
+        let mut polled =
+            [PollFd::new(&self.process, PollFlags::IN), PollFd::new(&self.socket, PollFlags::IN)];
+        poll(&mut polled, Some(&timespec(Duration::ZERO))).is_ok_and(|ready| ready == 0)
     }
 
     /// What each drive of its clone may move.
@@ -59,7 +63,7 @@ impl Shell {
         let limit = Instant::now() + NEWS_MAX;
         let mut state = self.pool.lock();
         loop {
-            if let Some(end) = state.ended.get(&self.id) {
+            if let Some((_, end)) = state.ended.iter().rev().find(|(id, _)| *id == self.id) {
                 return Some(*end);
             }
             let left = limit.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())?;
@@ -116,6 +120,12 @@ impl Line {
         self.refused.as_ref().filter(|(_, at)| at.elapsed() < PAUSE).map(|(failure, _)| failure)
     }
 
+    /// Why none waits although some are wanted, where the last one that was asked for could not be made.
+    fn why_empty(&self) -> Option<&Failure> {
+        let is_empty = self.wanted.is_some_and(|wanted| wanted > 0) && self.ready.is_empty();
+        self.refused.as_ref().filter(|_| is_empty).map(|(failure, _)| failure)
+    }
+
     /// Whether nobody would miss it.
     fn is_over(&self) -> bool {
         self.wanted.is_none() && self.enough() + self.coming() == 0 && self.refusal().is_none()
@@ -128,8 +138,8 @@ struct State {
     next_id: u64,
     /// How many have waited so far.
     came: u64,
-    /// How the last shells ended.
-    ended: BTreeMap<u64, End>,
+    /// How the last shells ended, in the order in which they did.
+    ended: VecDeque<(u64, End)>,
     /// How much of a jail the last shell had.
     jail: String,
     gone: bool,
@@ -185,12 +195,15 @@ pub struct Figures {
     pub died: u64,
     /// How much of a jail the last one had.
     pub jail: String,
+    /// Why shells of a shape that functions have cannot be made, where none of them waits either.
+    pub refusal: Option<String>,
 }
 
 impl Pool {
     /// A pool of shells that `zygote` makes, whose clones' drives move no more than `block_rate`.
     pub fn new(zygote: Zygote, block_rate: Option<Rate>) -> Self {
-        let making_max = std::thread::available_parallelism().map_or(1, usize::from) * MAKING_PER_CPU;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let making_max = (processors * MAKING_PER_CPU).min(MAKING_MAX);
         Pool { zygote, state: Mutex::default(), changed: Condvar::new(), making_max, block_rate }
     }
 
@@ -383,7 +396,8 @@ impl Pool {
             making: line.making.len(),
         };
         let shells = state.lines.iter().map(count).collect();
-        Figures { shells, made: state.made, died: state.died, jail: state.jail.clone() }
+        let refusal = state.lines.values().find_map(Line::why_empty).map(Failure::to_string);
+        Figures { shells, made: state.made, died: state.died, jail: state.jail.clone(), refusal }
     }
 
     /// Whether shells can still be made.
@@ -445,9 +459,9 @@ impl State {
             line.ready.len() < before
         });
         self.died += u64::from(making || waiting);
-        self.ended.insert(id, end);
+        self.ended.push_back((id, end));
         while self.ended.len() > ENDS {
-            self.ended.pop_first();
+            self.ended.pop_front();
         }
     }
 }
@@ -501,6 +515,15 @@ mod tests {
         line(&mut state, LARGE).waiting = (0..2).collect();
         let made: Vec<_> = (0..3).map(|_| next(&mut state)).collect();
         assert_eq!(made, [Some(LARGE), Some(LARGE), Some(SMALL)]);
+    }
+
+    #[test]
+    fn the_end_of_an_old_shell_is_remembered_as_long_as_that_of_a_new_one() {
+        let mut state = wanting(1, 0);
+        let end = |code| End { code, out_of_memory: None };
+        (0..2 * ENDS as u64).for_each(|number| state.ended(1000 + number, end(0)));
+        state.ended(7, end(-9));
+        assert_eq!((state.ended.len(), state.ended.back()), (ENDS, Some(&(7, end(-9)))));
     }
 
     #[test]

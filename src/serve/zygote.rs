@@ -10,11 +10,12 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketFlags, SocketType, socketpair,
+    Shutdown, SocketFlags, SocketType, socketpair,
 };
 use serde::{Deserialize, Serialize};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -25,10 +26,13 @@ use crate::memory::Program;
 use crate::vm::{HostCpu, Shape};
 
 use super::job::descriptors;
+use super::pool::timespec;
 use super::shell::{self, Making};
 
 /// Longest message, bytes.
 const MESSAGE_MAX: usize = 4096;
+/// Longest time in which it ends its shells, each of which takes some milliseconds, and removes their groups.
+const END_MAX: Duration = Duration::from_secs(5);
 
 /// The daemon's side of a zygote.
 #[derive(Debug)]
@@ -173,10 +177,19 @@ impl Zygote {
         self.channel.as_fd()
     }
 
-    /// Ends it and every shell.
+    /// Ends it and every shell, and has it remove what it made for them.
     pub fn end(&self) {
+        rustix::net::shutdown(&self.channel, Shutdown::Write).unwrap_or_default();
+        let ended = self.process.handle().is_ok_and(|process| {
+            let mut polled = [PollFd::new(&process, PollFlags::IN)];
+            rustix::io::retry_on_intr(|| poll(&mut polled, Some(&timespec(END_MAX))))
+                .is_ok_and(|ended| ended > 0)
+        });
+        if !ended {
+            self.process.kill().unwrap_or_default();
+        }
         // It may have ended by itself.
-        self.process.kill().and_then(|()| self.process.wait()).ok();
+        self.process.wait().unwrap_or_default();
     }
 }
 
@@ -259,6 +272,7 @@ impl Nursery {
         loop {
             if self.await_work()? {
                 let Some((ask, _)) = receive::<Ask>(&self.channel).map_err(|e| host(&e))? else {
+                    self.end_all();
                     return Ok(None);
                 };
                 if let Some(making) = self.answer(&ask)? {
@@ -287,6 +301,14 @@ impl Nursery {
             send(&self.channel, &Say::Ended { id: child.id, end }, &[]).ok();
         }
         Ok(asked)
+    }
+
+    /// Ends all shells; their groups go with them.
+    fn end_all(&mut self) {
+        self.shells.iter().for_each(|child| child.process.kill().unwrap_or_default());
+        for child in self.shells.drain(..) {
+            child.end(self.groups.as_ref());
+        }
     }
 
     fn answer(&mut self, ask: &Ask) -> Result<Option<Making>, Failure> {
@@ -325,6 +347,8 @@ impl Nursery {
                 let making = Making { entry, daemon, kvm, null, group, shape, cpu, whole, program };
                 Ok(Made::Shell(Box::new(making)))
             }
+            // It has the zygote's rights and its end of the channel: whatever it did next, it would do as a second one.
+            Kept::Lost(_) => std::process::exit(1),
         }
     }
 }
