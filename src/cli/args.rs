@@ -412,6 +412,9 @@ pub struct ServeArgs {
     /// Rate of each drive of a clone, and what it may move at once
     #[arg(long, value_name = "SIZE/s[:BURST]")]
     pub block_rate: Option<Rate>,
+    /// Most memory that events and whole answers take in the daemon at once; what comes beyond is refused
+    #[arg(long, value_name = "SIZE", default_value = "1GiB")]
+    pub held_max: Size,
     #[command(flatten)]
     pub group: GroupArgs,
     /// Longest wait for events to end on SIGTERM

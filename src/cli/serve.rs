@@ -28,6 +28,7 @@ pub fn serve(args: &ServeArgs) -> Result<u8, Failure> {
         whole: args.require_jail,
         bounds: args.group.bounds(),
         block_rate: args.block_rate,
+        held_max: args.held_max,
         drain: args.drain.0,
         idle: args.idle.0,
         functions: functions.collect::<Result<_, Failure>>()?,

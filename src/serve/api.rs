@@ -15,6 +15,7 @@ use crate::failure::{Failure, Kind};
 use crate::function::Notice;
 use crate::vm::{Request, identity};
 
+use super::budget::Held;
 use super::daemon::{Connection, Daemon};
 use super::frame::{Done, Frame, MEDIA_TYPE};
 use super::http::{self, Head, RequestError};
@@ -128,19 +129,31 @@ fn serve_one(daemon: &Daemon, connection: &Connection, from: &mut BufReader<&Con
     }
     let _answering = daemon.answering();
     let keep_alive = head.keeps_alive() && !daemon.is_draining();
-    if head.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
-        to.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
-    }
     let invoked = invoked(&head);
-    let body = match head.body(from, if invoked.is_some() { EVENT_MAX } else { BODY_MAX }) {
-        Ok(body) => body,
+    let max = if invoked.is_some() { EVENT_MAX } else { BODY_MAX };
+    let length = match head.body_length(max) {
+        Ok(length) => length,
         Err(RequestError::Bad { why, status }) => {
             return turn_away(connection, &Response::refusal(status, &why));
         }
         Err(RequestError::Io(_)) => return None,
     };
-    let written = match invoked {
-        Some(name) => answer_event(daemon, connection, &head, name, body, keep_alive),
+    let event = match invoked.map(|name| daemon.registry.get(name).ok_or(name)) {
+        Some(Ok(function)) => Some(function),
+        // Nor is an event read that nobody takes.
+        Some(Err(name)) => return turn_away(connection, &unknown(name)),
+        None => None,
+    };
+    let mut held = daemon.budget.hold();
+    if let Err(failure) = held.grow(length) {
+        return turn_away(connection, &Response::failure(&failure));
+    }
+    if head.header("expect").is_some_and(|value| value.eq_ignore_ascii_case("100-continue")) {
+        to.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
+    }
+    let body = head.body(from, max).ok()?;
+    let written = match event {
+        Some(function) => answer_event(daemon, connection, &head, &function, body, held, keep_alive),
         None => {
             let mut response = answer(daemon, &head, &body);
             if head.method == "HEAD" {
@@ -198,14 +211,16 @@ fn unknown(name: &str) -> Response {
 }
 
 fn health(daemon: &Daemon) -> Response {
-    let state = match (daemon.pool.is_alive(), daemon.is_draining()) {
-        (false, _) => "broken",
-        (true, true) => "draining",
-        (true, false) => "ok",
-    };
     let figures = daemon.pool.figures();
+    let state = match (daemon.pool.is_alive(), daemon.is_draining(), &figures.refusal) {
+        (false, ..) => "broken",
+        (true, true, _) => "draining",
+        (true, false, Some(_)) => "unable",
+        (true, false, None) => "ok",
+    };
     let ready: usize = figures.shells.iter().map(|count| count.ready).sum();
-    let value = json!({ "status": state, "shells_ready": ready, "jail": figures.jail });
+    let value =
+        json!({ "status": state, "why": figures.refusal, "shells_ready": ready, "jail": figures.jail });
     Response::json(if state == "ok" { 200 } else { 503 }, &value)
 }
 
@@ -240,12 +255,12 @@ fn answer_event(
     daemon: &Daemon,
     connection: &Connection,
     head: &Head,
-    name: &str,
+    function: &Function,
     body: Vec<u8>,
+    held: Held<'_>,
     keep_alive: bool,
 ) -> io::Result<()> {
     let mut to = connection;
-    let Some(function) = daemon.registry.get(name) else { return unknown(name).write(&mut to, keep_alive) };
     let call = match call(head, body) {
         Ok(call) => call,
         Err(why) => return Response::refusal(400, why).write(&mut to, keep_alive),
@@ -253,17 +268,20 @@ fn answer_event(
     let interface = function.bundle.manifest().function.interface;
     if head.header("accept") == Some(MEDIA_TYPE) {
         let mut caller = Streamed { connection, interface, begun: false, keep_alive };
-        let outcome = invoke(&daemon.pool, &function, call, &mut caller);
+        let outcome = invoke(&daemon.pool, function, call, &mut caller);
         return caller.end(outcome);
     }
-    let mut caller = Whole::new(connection, interface);
-    let outcome = invoke(&daemon.pool, &function, call, &mut caller);
+    let mut caller = Whole { connection, interface, held, answer: Vec::new(), log: Vec::new(), head: None };
+    let outcome = invoke(&daemon.pool, function, call, &mut caller);
     let response = match outcome {
         Ok(done) => caller.response(&done),
         Err(Refusal::Abandoned) => return Err(io::ErrorKind::BrokenPipe.into()),
         Err(refusal) => refused(&refusal),
     };
-    response.write(&mut to, keep_alive)
+    // What is held for it is, until it has been read.
+    let written = response.write(&mut to, keep_alive);
+    drop(caller);
+    written
 }
 
 fn refused(refusal: &Refusal) -> Response {
@@ -313,19 +331,17 @@ fn call(head: &Head, body: Vec<u8>) -> Result<Call, &'static str> {
 struct Whole<'a> {
     connection: &'a Connection,
     interface: Interface,
+    /// What event and answer take of the daemon's memory.
+    held: Held<'a>,
     answer: Vec<u8>,
     log: Vec<u8>,
     head: Option<(u16, Vec<(String, String)>)>,
 }
 
-impl<'a> Whole<'a> {
-    fn new(connection: &'a Connection, interface: Interface) -> Self {
-        Whole { connection, interface, answer: Vec::new(), log: Vec::new(), head: None }
-    }
-
-    fn response(self, done: &Done) -> Response {
+impl Whole<'_> {
+    fn response(&mut self, done: &Done) -> Response {
         let status = if done.exit_code == 0 { 200 } else { 500 };
-        let mut response = Response { status, headers: Vec::new(), body: self.answer };
+        let mut response = Response { status, headers: Vec::new(), body: std::mem::take(&mut self.answer) };
         response = response.with("Ember-Exit-Code", &done.exit_code.to_string());
         if done.exit_code != 0 {
             response = response.with("Ember-Error", "function");
@@ -343,7 +359,7 @@ impl<'a> Whole<'a> {
             response = response.with("Ember-Restore-Us", &format!("{us:.0}"));
         }
         if !self.log.is_empty() {
-            response = response.with("Ember-Log", &BASE64_STANDARD.encode(self.log));
+            response = response.with("Ember-Log", &BASE64_STANDARD.encode(&self.log));
         }
         response
     }
@@ -353,7 +369,10 @@ impl Caller for Whole<'_> {
     fn take(&mut self, piece: Notice, _: Instant) -> Result<(), Refusal> {
         let is_answer = piece.is_answer(self.interface);
         match piece {
-            Notice::Output { bytes, .. } | Notice::Answer { bytes } if is_answer => self.answer.extend(bytes),
+            Notice::Output { bytes, .. } | Notice::Answer { bytes } if is_answer => {
+                self.held.grow(bytes.len() as u64).map_err(Refusal::Failed)?;
+                self.answer.extend(bytes);
+            }
             Notice::Output { bytes, .. } | Notice::Log { bytes } => {
                 self.log.extend(bytes);
                 let surplus = self.log.len().saturating_sub(LOG_MAX);

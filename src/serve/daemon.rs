@@ -19,11 +19,12 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::SendFlags;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::config::Rate;
+use crate::config::{Rate, Size};
 use crate::failure::{Failure, Kind};
 use crate::jail::Bounds;
 
 use super::api;
+use super::budget::Budget;
 use super::pool::Pool;
 use super::registry::{Function, Registry, Settings};
 use super::token::Token;
@@ -71,6 +72,8 @@ pub struct Asked {
     pub bounds: Bounds,
     /// What each drive of a clone may move.
     pub block_rate: Option<Rate>,
+    /// Most bytes of events and whole answers that are held at once.
+    pub held_max: Size,
     /// Longest wait for events to end when the daemon is told to.
     pub drain: Duration,
     /// How long a connection may be silent between and within requests, and how long a request's head may take.
@@ -97,6 +100,8 @@ pub struct Daemon {
     pub registry: Registry,
     /// Its shells.
     pub pool: Arc<Pool>,
+    /// What events and answers may take of its memory.
+    pub budget: Budget,
     shells: usize,
     uids: Vec<u32>,
     token: Option<Token>,
@@ -130,6 +135,7 @@ pub fn serve(asked: &Asked) -> Result<(), Failure> {
     let daemon = Arc::new(Daemon {
         registry: Registry::default(),
         pool: Arc::new(Pool::new(zygote, asked.block_rate)),
+        budget: Budget::new(asked.held_max),
         shells: asked.shells,
         uids: [vec![0, rustix::process::geteuid().as_raw()], asked.uids.clone()].concat(),
         token: asked.tcp.as_ref().and_then(|tcp| tcp.token.clone()),

@@ -82,16 +82,16 @@ impl Head {
         Ok(Head { method: String::new(), path: String::new(), status, headers: owned(response.headers)? })
     }
 
-    /// Reads the body that a request announces.
+    /// How long a body the message announces, bytes.
     ///
     /// # Errors
-    /// It is longer than `max`, has no length, or the connection failed.
-    pub fn body(&self, from: &mut impl Read, max: u64) -> Result<Vec<u8>, RequestError> {
+    /// It is longer than `max`, or its length is not told or no number.
+    pub fn body_length(&self, max: u64) -> Result<u64, RequestError> {
         if self.header("transfer-encoding").is_some() {
             return Err(bad(411, "a body needs a Content-Length"));
         }
         let mut lengths = self.all("content-length");
-        let Some(length) = lengths.next() else { return Ok(Vec::new()) };
+        let Some(length) = lengths.next() else { return Ok(0) };
         // A sign, which Rust would read, is a length to us only.
         let digits = Some(length).filter(|length| length.bytes().all(|byte| byte.is_ascii_digit()));
         let length: Option<u64> = digits.and_then(|digits| digits.parse().ok());
@@ -102,6 +102,15 @@ impl Head {
         if length > max {
             return Err(bad(413, format!("the body has {length} bytes, more than the limit of {max}")));
         }
+        Ok(length)
+    }
+
+    /// Reads the body that the message announces.
+    ///
+    /// # Errors
+    /// See [`body_length`](Self::body_length), or the connection failed.
+    pub fn body(&self, from: &mut impl Read, max: u64) -> Result<Vec<u8>, RequestError> {
+        let length = self.body_length(max)?;
         let mut body = vec![0; usize::try_from(length).map_err(|_| bad(413, "the body is too long"))?];
         from.read_exact(&mut body)?;
         Ok(body)
@@ -157,6 +166,9 @@ fn owned(headers: &[httparse::Header<'_>]) -> Result<Vec<(String, String)>, Requ
     owned.collect()
 }
 
+/// Bodies up to this many bytes are copied, to be written together with their head.
+const SHORT: usize = 16 << 10;
+
 /// Writes a response with a body of known length.
 ///
 /// # Errors
@@ -174,6 +186,10 @@ pub fn respond(
         bytes.extend_from_slice(format!("Content-Length: {}\r\n", body.len()).as_bytes());
     }
     bytes.extend_from_slice(b"\r\n");
+    if body.len() > SHORT {
+        to.write_all(&bytes)?;
+        return to.write_all(body);
+    }
     bytes.extend_from_slice(body);
     to.write_all(&bytes)
 }

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
+use crate::config::Size;
+use crate::failure::limits::Cut;
 use crate::failure::{Failure, Kind};
 use crate::function::Notice;
 use crate::vm::{Request, Timeline, private_file};
@@ -120,9 +122,9 @@ fn serve(
     // A clone that is asked to be somebody in particular is a fresh one, and nobody's after that: its environment may hold secrets.
     let anybody = call.identity == Identity::default();
     let kept = anybody.then(|| function.take_kept()).flatten();
-    // One that has ended while it waited is as good as none.
+    // One that has ended while it waited is as good as none, and so is one that has said that it is about to.
     let again = kept.filter(|(shell, left)| {
-        shell.is_alive() && send(shell, function, &call, limit, left - 1, false).is_ok()
+        shell.is_silent() && send(shell, function, &call, limit, left - 1, false).is_ok()
     });
     let (shell, left) = match again {
         Some((shell, left)) => (shell, left - 1),
@@ -214,13 +216,28 @@ struct Answer<'a> {
     bytes: Vec<u8>,
     total: usize,
     first: bool,
+    /// Bytes that are left of the function's own limit of answers.
+    answer_left: u64,
+    log: Cut,
 }
 
 impl<'a> Answer<'a> {
     fn new(shell: &'a Shell, function: &'a Function, limit: Duration) -> Self {
         let sent = Instant::now();
         let (bytes, total, first) = (Vec::new(), 0, true);
-        Answer { shell, function, sent, deadline: sent + limit + GRACE, bytes, total, first }
+        let answer_left = function.settings.answer_max_bytes.unwrap_or(u64::MAX);
+        let log = Cut::new("the log", "log_max_bytes", function.settings.log_max_bytes.map(Size));
+        Answer {
+            shell,
+            function,
+            sent,
+            deadline: sent + limit + GRACE,
+            bytes,
+            total,
+            first,
+            answer_left,
+            log,
+        }
     }
 
     /// Passes pieces on until the event is over.
@@ -236,6 +253,7 @@ impl<'a> Answer<'a> {
                         if std::mem::take(&mut self.first) {
                             self.function.counters.activation.add(self.sent.elapsed());
                         }
+                        let piece = self.limited(piece)?;
                         caller.take(piece, self.deadline)?;
                     }
                     Frame::Done(done) => return Ok(done),
@@ -247,6 +265,29 @@ impl<'a> Answer<'a> {
             self.bytes.drain(..at);
             self.await_more(caller)?;
         }
+    }
+
+    /// What of a piece is passed on.
+    fn limited(&mut self, piece: Notice) -> Result<Notice, Refusal> {
+        let is_answer = piece.is_answer(self.function.bundle.manifest().function.interface);
+        match &piece {
+            Notice::Output { bytes, .. } | Notice::Answer { bytes } if is_answer => {
+                let left = self.answer_left.checked_sub(bytes.len() as u64);
+                self.answer_left = left.ok_or_else(|| {
+                    let max = self.function.settings.answer_max_bytes.unwrap_or_default();
+                    let text = format!("The answer is longer than the {max} bytes of answer_max_bytes");
+                    Refusal::Failed(Failure::text(Kind::GuestFailed, text))
+                })?;
+            }
+            _ => {}
+        }
+        Ok(match piece {
+            Notice::Output { stream, bytes } if !is_answer => {
+                Notice::Output { stream, bytes: self.log.cut(bytes) }
+            }
+            Notice::Log { bytes } => Notice::Log { bytes: self.log.cut(bytes) },
+            piece => piece,
+        })
     }
 
     fn await_more(&mut self, caller: &mut dyn Caller) -> Result<(), Refusal> {

@@ -4,6 +4,7 @@
 //! the open files of a bundle and an event, and gets its answer.
 
 mod api;
+mod budget;
 mod client;
 mod daemon;
 mod frame;

@@ -42,6 +42,12 @@ pub struct Settings {
     /// Shells that wait for this function's machine; the daemon's default when not given.
     #[serde(default)]
     pub shells: Option<usize>,
+    /// Longest answer, bytes; the clone ends at the first byte beyond it. Without it an answer with its log may have 256 MiB.
+    #[serde(default)]
+    pub answer_max_bytes: Option<u64>,
+    /// Most bytes of an event's log and errors that are passed on; the rest is left out.
+    #[serde(default)]
+    pub log_max_bytes: Option<u64>,
 }
 
 fn concurrency() -> usize {

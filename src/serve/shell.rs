@@ -178,7 +178,11 @@ fn events(
             return Ok(());
         }
         vm::next_turn(drive, Some(Instant::now() + limit))?;
-        let Some(next) = next(daemon)? else { return Ok(()) };
+        // Between its events a clone does nothing: no limit of time would end it there. A small guest stands still of itself.
+        let frozen = if interface == Interface::Port { None } else { Some(drive.machine().freeze()?) };
+        let next = next(daemon)?;
+        drop(frozen);
+        let Some(next) = next else { return Ok(()) };
         *timeline = Timeline::start();
         (job, body) = (next.job, next.body);
     }
