@@ -524,6 +524,29 @@ fn a_snapstart_client_runs_its_hooks_before_the_acknowledgement() {
 }
 
 #[test]
+fn of_several_snapstart_clients_each_runs_its_hooks_before_the_acknowledgement() {
+    let mut lambda = Lambda::start();
+    lambda.get("restore/next");
+    assert_eq!(lambda.agent.hear(), Said::Ready);
+    let mut other = lambda.another();
+    let mut ask = |path: &str| {
+        write!(other, "GET /2018-06-01/runtime/{path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        other.try_clone().unwrap()
+    };
+    let mut other = ask("restore/next");
+    lambda.agent.freeze();
+    lambda.agent.say(&[restore_frame(1, RestoreEntries::EMPTY)]);
+    assert!(lambda.reply().0.starts_with("HTTP/1.1 200 "));
+    assert!(read_reply(&mut other).0.starts_with("HTTP/1.1 200 "));
+    lambda.get("invocation/next");
+    lambda.agent.stream.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert!(lambda.agent.stream.read(&mut [0]).is_err(), "the other's hooks are not waited for");
+    lambda.agent.stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    ask("invocation/next");
+    assert_eq!(lambda.agent.hear(), Said::Acknowledge([7; 16]));
+}
+
+#[test]
 fn a_warm_up_event_lets_a_snapstart_client_go_first() {
     let mut lambda = Lambda::start();
     lambda.get("restore/next");

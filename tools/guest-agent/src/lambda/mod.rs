@@ -88,7 +88,7 @@ impl Lambda {
     /// Gives the client its invocation: head and first bytes in one write, then the rest as it arrives.
     fn deliver(&mut self, io: &mut Io, head: &EventHead) -> Result<(), Stop> {
         while !self.server.next_waits() {
-            self.was_restored |= self.server.release_restore();
+            self.was_restored |= self.server.release_restore() > 0;
             self.step(io, Patience::FUNCTION)?;
         }
         let client = self.server.begin_delivery(head.request_id);
@@ -155,10 +155,14 @@ impl Runner for Lambda {
         store_env(guest, entries, self.command.uid())
     }
 
-    /// The client runs its hooks between `restore/next` and its next `invocation/next`.
+    /// A client runs its hooks between `restore/next` and its next `invocation/next`. Of several each has its own.
     fn after_restore(&mut self, io: &mut Io, deadline: Instant) -> Result<(), Stop> {
-        self.server.release_restore();
-        while !self.server.next_waits() {
+        let mut awaited = self.server.waiting_for_next();
+        loop {
+            awaited += self.server.release_restore();
+            if self.server.waiting_for_next() >= awaited.max(1) {
+                return Ok(());
+            }
             if Instant::now() >= deadline {
                 return Err(Stop::failed(
                     Cause::AfterRestore,
@@ -167,7 +171,6 @@ impl Runner for Lambda {
             }
             self.step(io, Patience { until: Some(deadline), ..Patience::FUNCTION })?;
         }
-        Ok(())
     }
 
     fn resume(&mut self, _io: &mut Io) -> Result<(), Stop> {

@@ -256,9 +256,21 @@ impl Server {
         self.find(|phase| matches!(phase, Phase::AwaitsNext | Phase::AwaitsRestore)).is_some()
     }
 
-    /// Lets a client go on that waits for the restore; tells whether there is one.
-    pub fn release_restore(&mut self) -> bool {
-        self.reply_where(|phase| matches!(phase, Phase::AwaitsRestore), ("200 OK", ""))
+    /// How many clients wait for an invocation.
+    pub fn waiting_for_next(&self) -> usize {
+        let waits = |place: &&Option<Connection>| {
+            place.as_ref().is_some_and(|connection| matches!(connection.phase, Phase::AwaitsNext))
+        };
+        self.connections.iter().filter(waits).count()
+    }
+
+    /// Lets all clients go on that wait for the restore; tells how many.
+    pub fn release_restore(&mut self) -> usize {
+        let mut released = 0;
+        while self.reply_where(|phase| matches!(phase, Phase::AwaitsRestore), ("200 OK", "")) {
+            released += 1;
+        }
+        released
     }
 
     /// Hangs up on every client, those that have connected and were not noticed yet too.
