@@ -5,8 +5,12 @@ mod common;
 #[path = "common/linux.rs"]
 mod linux;
 
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use common::serve::Daemon;
-use common::{Place, ember, finish};
+use common::{Place, ember, finish, wait_until};
 use linux::{example_bundle, lambda, shell};
 use serde_json::json;
 
@@ -63,6 +67,43 @@ fn a_command_s_output_errors_and_code_come_through_the_pool() {
             daemon.invoke("shell", "cat /file 2>/dev/null || echo none; echo mine > /file; sync; cat /file");
         answer.answers("none\nmine\n");
     }
+}
+
+#[test]
+fn of_a_log_as_much_is_passed_on_as_may_be() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register_with("shell", &shell(), json!({ "log_max_bytes": 5 }));
+    let answer = daemon.invoke("shell", "echo error >&2; echo more >&2; echo out");
+    answer.answers("out\n");
+    let log = BASE64_STANDARD.decode(answer.header("ember-log").unwrap()).unwrap();
+    let log = String::from_utf8(log).unwrap();
+    assert!(log.starts_with("error") && log.contains("log_max_bytes") && !log.contains("more\n"), "{log:?}");
+}
+
+#[test]
+fn a_clone_that_waits_for_its_next_event_stands_still() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register_with("shell", &shell(), json!({ "reuse": 3 }));
+    let busy = "(while :; do :; done) >/dev/null 2>&1 & echo $! >/busy; echo begun";
+    daemon.invoke("shell", busy).answers("begun\n");
+    wait_until("no processor works for any clone", || {
+        let worked = || daemon.shells().into_iter().map(processor_time).collect::<Vec<u64>>();
+        let before = worked();
+        std::thread::sleep(Duration::from_secs(1));
+        !before.is_empty() && before == worked()
+    });
+    daemon.invoke("shell", "kill -0 $(cat /busy) && echo still there").answers("still there\n");
+}
+
+/// Clock ticks that a process has worked so far.
+fn processor_time(process: i32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // Its name, in parentheses, is the second field; user and system time are the 14th and 15th (proc(5)).
+    let (_, behind) = stat.rsplit_once(')').unwrap();
+    let fields: Vec<&str> = behind.split_whitespace().collect();
+    fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum()
 }
 
 #[test]

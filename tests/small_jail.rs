@@ -8,6 +8,7 @@ mod inject;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 
@@ -291,6 +292,8 @@ fn a_clone_has_a_user_of_its_own_and_no_right() {
             "{ids:?}"
         );
         assert_eq!(alive.field("Gid"), alive.field("Uid"));
+        // It cannot be dumped: in /proc it belongs to root, not to whom it runs as (proc(5)), and nobody else reads its memory.
+        assert_eq!(fs::metadata(format!("/proc/{}/mem", alive.machine)).unwrap().uid(), 0);
         assert_eq!((alive.read("uid_map").as_str(), alive.read("gid_map").as_str()), ("", ""));
     }
     assert_ne!(one.field("Uid"), other.field("Uid"));

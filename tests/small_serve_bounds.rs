@@ -100,3 +100,55 @@ fn groups_go_with_their_clones_and_those_of_a_killed_daemon_with_the_next_start(
         !left.iter().any(|group| group.exists())
     });
 }
+
+#[test]
+fn a_daemon_that_is_told_to_end_takes_its_groups_with_it() {
+    if !is_root() {
+        return;
+    }
+    let place = Place::new();
+    let daemon = Daemon::start_with(place.path(), &["--memory-max", "64MiB"]);
+    daemon.register_with("faulty", &place.bake("faulty"), json!({ "event_timeout_ms": 2000 }));
+    let serving = daemon.begin("faulty", "spin");
+    wait_until("it is served", || daemon.metric("ember_events{function=\"faulty\",state=\"running\"}") == 1);
+    // Its clone's, and those of the one that waits meanwhile.
+    let groups = groups_of_shells(&daemon, 1);
+    assert!(groups.len() == 2 && groups.iter().all(|own| !own.is_empty()), "{groups:?}");
+    let groups = groups.concat();
+    daemon.signal(Signal::TERM);
+    assert_eq!(receive(serving).status, 504);
+    daemon.end().succeeds();
+    let left: Vec<_> = groups.iter().filter(|group| group.exists()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn events_and_answers_take_no_more_of_the_daemon_s_memory_than_they_may() {
+    let place = Place::new();
+    let daemon = Daemon::start_with(place.path(), &["--held-max", "16KiB"]);
+    daemon.register("echo", &place.bake("echo"));
+    let words = "as much of the daemon's memory as --held-max allows, 16 KiB";
+    let post = |bytes: usize| daemon.request("POST", "/functions/echo/invoke", &[], &vec![b'x'; bytes]);
+    for _ in 0..3 {
+        let refused = post((16 << 10) + 1);
+        refused.fails(503, "platform", words);
+        assert_eq!(refused.header("retry-after"), Some("1"));
+        // Its answer, beside it, is what is too much.
+        post(10 << 10).fails(503, "platform", words);
+        assert_eq!(post(8 << 10).body.len(), 8 << 10);
+    }
+    // Nobody takes it: it is refused before it is read.
+    let unknown = daemon.request("POST", "/functions/none/invoke", &[], &vec![b'x'; 512 << 10]);
+    unknown.fails(404, "request", "There is no function none");
+}
+
+#[test]
+fn a_function_s_answer_ends_at_its_limit() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    let bundle = place.bake("faulty");
+    daemon.register_with("faulty", &bundle, json!({ "answer_max_bytes": 6 }));
+    daemon.invoke("faulty", "exit 0").fails(502, "platform", "longer than the 6 bytes of answer_max_bytes");
+    daemon.register_with("faulty", &bundle, json!({ "answer_max_bytes": 7 }));
+    daemon.invoke("faulty", "exit 0").answers("exiting");
+}

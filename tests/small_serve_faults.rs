@@ -8,7 +8,7 @@ mod inject;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use common::processes::{is_nameless, signal, wait_until_gone};
 use common::serve::{Daemon, as_user, kill, receive, serve_command, within};
 use common::{HOST_CANNOT, Place, ember, finish, in_rig, rounds, wait_until};
 use inject::{By, Call, Outcome, forbidden, inject};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use serde_json::json;
 
 const NOBODY: u32 = 65534;
@@ -54,6 +54,21 @@ fn is_confined(shell: i32, more: impl Fn(&str) -> bool) {
     assert_eq!((field(shell, "Seccomp"), field(shell, "NoNewPrivs")), ("2".to_owned(), "1".to_owned()));
     for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
         assert_eq!(field(shell, set), "0000000000000000");
+    }
+    if common::is_root() {
+        assert_eq!(
+            (field(shell, "CapBnd").as_str(), field(shell, "Groups").as_str()),
+            ("0000000000000000", "")
+        );
+        let user: u32 = field(shell, "Uid").split_whitespace().next().unwrap().parse().unwrap();
+        assert!(user >= 0x7e60_0000, "{user}");
+        assert_eq!(field(shell, "Gid"), field(shell, "Uid"));
+    }
+    // What cannot be dumped belongs to root in /proc, whoever it runs as (proc(5)).
+    assert_eq!(fs::metadata(format!("/proc/{shell}/mem")).unwrap().uid(), 0);
+    for space in ["mnt", "net", "ipc", "uts", "pid"] {
+        let of = |process: &str| fs::read_link(format!("/proc/{process}/ns/{space}")).unwrap();
+        assert_ne!(of(&shell.to_string()), of("self"), "{space}");
     }
     let mounts = fs::read_to_string(format!("/proc/{shell}/mountinfo")).unwrap();
     assert_eq!(mounts.lines().count(), 1, "{mounts}");
@@ -201,6 +216,35 @@ fn shells_that_are_killed_while_they_wait_are_replaced() {
         daemon.invoke("echo", "fine").answers("fine");
     }
     assert!(daemon.metric("ember_shells_lost_total") >= 6);
+}
+
+#[test]
+fn a_shell_that_is_killed_while_it_becomes_a_clone_fails_its_event_alone() {
+    let place = Place::new();
+    let daemon = both(&place);
+    daemon.await_shells(2);
+    let shells = daemon.shells();
+    // It has the job and can do nothing with it.
+    shells.iter().for_each(|shell| signal(*shell, Signal::STOP));
+    let event = daemon.begin("echo", "lost");
+    wait_until("one is taken", || daemon.get("/health").json()["shells_ready"] == 1);
+    shells.iter().for_each(|shell| kill(*shell));
+    receive(event).fails(502, "platform", "was killed by signal 9");
+    daemon.invoke("echo", "fine").answers("fine");
+}
+
+#[test]
+fn a_signal_to_all_processes_of_a_daemon_ends_it_as_one_to_itself_does() {
+    let place = Place::new();
+    let daemon = Daemon::start(place.path());
+    daemon.register_with("faulty", &place.bake("faulty"), json!({ "event_timeout_ms": 2000 }));
+    // As it comes from a terminal, or a service manager.
+    let serving = daemon.begin("faulty", "spin");
+    wait_until("it is served", || daemon.metric("ember_events{function=\"faulty\",state=\"running\"}") == 1);
+    let group = Pid::from_raw(daemon.id().cast_signed()).unwrap();
+    rustix::process::kill_process_group(group, Signal::TERM).unwrap();
+    assert_eq!(receive(serving).status, 504);
+    daemon.end().succeeds();
 }
 
 #[test]
@@ -389,8 +433,13 @@ fn a_shape_that_cannot_be_made_holds_up_no_other() {
     let shells =
         |memory: u64| format!("ember_shells{{memory_bytes=\"{memory}\",vcpus=\"1\",state=\"ready\"}}");
     assert_eq!(daemon.metric(&shells(3 << 30)), 0);
+    let health = daemon.get("/health");
+    assert_eq!((health.status, health.json()["status"].as_str()), (503, Some("unable")), "{health:?}");
+    assert!(health.json()["why"].as_str().unwrap().contains("memory"), "{health:?}");
     daemon.request("DELETE", "/functions/large", &[], &[]);
     wait_until("nothing is left of it", || !daemon.get("/metrics").text().contains(&shells(3 << 30)));
+    let health = daemon.get("/health");
+    assert_eq!((health.status, &health.json()["why"]), (200, &json!(null)), "{health:?}");
     daemon.invoke("echo", "fine").answers("fine");
 }
 

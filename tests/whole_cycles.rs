@@ -25,12 +25,14 @@ const CYCLE_LIMIT: Duration = Duration::from_secs(240);
 
 /// Every kind of work at once, which checks its own results. Timers expire 1000 times a second: at stress-ng's own million an emulated
 /// host does little else, and the guest's kernel says so whenever that host had to wait for a processor. It ends when it is told to. The
-/// kernel looks for lockups meanwhile, which its command line says not to.
+/// kernel looks for lockups meanwhile, which its command line says not to. The event ends when all kinds are at work.
 const START: &str = "echo 1 >/proc/sys/kernel/watchdog || exit 1
 dmesg >/tmp/log
 (stress-ng --verify --cpu 1 --vm 1 --vm-bytes 24M --timer 1 --timer-freq 1000 --fork 1 --futex 1 --cache 1 --timeout 0 --temp-path /tmp \
     --log-file /tmp/stress.log; echo $? >/tmp/status) </dev/null >/tmp/out 2>&1 &
-sleep 2";
+n=0; for work in cpu vm timer fork futex cache; do
+    until ps | grep -q \"[s]tress-ng-$work\" || [ $n -ge 180 ]; do n=$((n+1)); sleep 1; done
+done";
 
 /// Prints what must not be: new messages of the kernel but for the one that each restore brings, an end, a failure.
 const CHECK_BEGIN: &str = "sleep 1
