@@ -79,10 +79,11 @@ const KNOCKS: &str = "knocks";
 
 /// Interrupts it now and then.
 ///
-/// QEMU 7.2 keeps what its emulated processor is interrupted by in one word, which the thread of that processor changes without a lock
-/// where it emulates SVM (`helper_vmrun`, `do_vmexit`), while its other thread sets a bit for a timer that has expired. Now and then that
-/// bit is lost: the timer's interrupt then pends for ever, and the emulated host, which sets its next timer in the handler of the last,
-/// stands still. Any other interrupt has all that pend looked at again.
+/// QEMU 7.2, and 10.0 still, keeps what its emulated processor is interrupted by in one word, which the thread of that processor changes
+/// without a lock where it emulates SVM (`helper_vmrun`, `do_vmexit`; later ones do it in one step, `cpu_set_interrupt`), while its other
+/// thread sets a bit for a timer that has expired. Now and then that bit is lost: the timer's interrupt then pends for ever, and the
+/// emulated host, which sets its next timer in the handler of the last, stands still. Any other interrupt has all that pend looked at
+/// again.
 struct Knocks {
     pipe: File,
     last: Instant,
