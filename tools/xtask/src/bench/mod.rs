@@ -135,18 +135,18 @@ impl Bench<'_> {
     /// Where the figures of a part come from; none where it cannot be measured.
     fn origin_of(&self, part: &Part) -> Option<Origin> {
         match part.place {
-            Place::ExactRig | Place::ExactRigWithPeer => {
-                Some(self.rig("emulated AMD host, QEMU TCG, 1 ns per instruction"))
-            }
-            Place::Rig => Some(self.rig("emulated AMD host, QEMU TCG")),
+            Place::ExactRig | Place::ExactRigWithPeer => Some(self.rig(", 1 ns per instruction")),
+            Place::Rig => Some(self.rig("")),
             Place::Native => Kvm::of_this_machine()
                 .runs_small_guests()
                 .then(|| Origin { host: host::processor(), kernel: host::kernel_release() }),
         }
     }
 
-    fn rig(&self, host: &str) -> Origin {
-        Origin { host: host.to_owned(), kernel: self.contents.guest.release.clone() }
+    fn rig(&self, clock: &str) -> Origin {
+        let version = &self.contents.guest.emulator.version;
+        let host = format!("emulated AMD host, QEMU {version} TCG{clock}");
+        Origin { host, kernel: self.contents.guest.release.clone() }
     }
 
     /// Runs the script, and returns the directory that it has filled.

@@ -297,7 +297,7 @@ mod tests {
     #[test]
     fn the_exact_clock_is_only_there_when_asked_for() {
         let mut machine = Machine {
-            emulator: Emulator { program: "q".into(), firmware: Vec::new() },
+            emulator: Emulator { program: "q".into(), firmware: Vec::new(), version: String::new() },
             kernel: "k".into(),
             initramfs: "i".into(),
             disks: Vec::new(),

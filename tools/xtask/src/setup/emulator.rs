@@ -24,22 +24,24 @@ pub struct Emulator {
     pub program: PathBuf,
     /// Where it finds firmware; empty for the places it was built for.
     pub firmware: Vec<PathBuf>,
+    /// As it calls itself, `10.0.2`.
+    pub version: String,
 }
 
 /// The newest emulator there is.
 pub fn prepare(workspace: &Workspace) -> Result<Emulator> {
     let tree = workspace.guest("qemu");
     match unpack_newest(workspace, &tree) {
-        Ok(()) => Ok(emulator_in(&tree)),
+        Ok(()) => emulator_in(&tree),
         // One from an earlier run serves a machine without a network.
-        Err(_) if tree.exists() => Ok(emulator_in(&tree)),
+        Err(_) if tree.exists() => emulator_in(&tree),
         Err(error) => {
             say(&format!(
                 "Debian 12's own QEMU emulates the host, which takes longer: {}",
                 first_line(&error)
             ));
             let program = process::find(PROGRAM).with_context(|| format!("No {PROGRAM} in the PATH"))?;
-            Ok(Emulator { program, firmware: Vec::new() })
+            Ok(Emulator { version: version_of(&program)?, program, firmware: Vec::new() })
         }
     }
 }
@@ -54,18 +56,23 @@ fn unpack_newest(workspace: &Workspace, tree: &Path) -> Result<()> {
         make_empty_dir(&fresh)?;
         debian::unpack(&debs, &fresh)?;
         // A library may be missing, and what does not start here must not take the place of one that does.
-        process::read(command(&emulator_in(&fresh).program.to_string_lossy()).arg("--version"))?;
+        emulator_in(&fresh)?;
         make_empty_dir(tree)?;
         std::fs::remove_dir(tree).with_context(|| format!("Cannot remove {}", tree.display()))?;
         rename(&fresh, tree)
     })
 }
 
-fn emulator_in(tree: &Path) -> Emulator {
-    Emulator {
-        program: tree.join("usr/bin").join(PROGRAM),
-        firmware: ["usr/share/qemu", "usr/share/seabios"].map(|dir| tree.join(dir)).to_vec(),
-    }
+fn emulator_in(tree: &Path) -> Result<Emulator> {
+    let program = tree.join("usr/bin").join(PROGRAM);
+    let firmware = ["usr/share/qemu", "usr/share/seabios"].map(|dir| tree.join(dir)).to_vec();
+    Ok(Emulator { version: version_of(&program)?, program, firmware })
+}
+
+fn version_of(program: &Path) -> Result<String> {
+    let told = process::read(command(&program.to_string_lossy()).arg("--version"))?;
+    let version = told.split_whitespace().skip_while(|word| *word != "version").nth(1);
+    version.map(str::to_owned).with_context(|| format!("{} does not tell its version", program.display()))
 }
 
 fn first_line(error: &anyhow::Error) -> String {
