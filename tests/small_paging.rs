@@ -269,11 +269,8 @@ fn a_cold_start_has_nothing_to_page() {
 const NO_DEVICE: &str = "touch kvm && mount --bind /dev/kvm kvm && mount -t tmpfs none /dev &&
     mknod -m 666 /dev/null c 1 3 && touch /dev/kvm && mount --bind kvm /dev/kvm && exec \"$@\"";
 
-/// What ends a script with a program that has no capabilities. By its path: busybox's shell would run its own setpriv, which drops none.
-fn without_capabilities() -> String {
-    let found = finish(Command::new("which").arg("setpriv"));
-    format!("exec {} --inh-caps=-all --bounding-set=-all \"$@\"", found.succeeds().text().trim())
-}
+/// What ends a script with a program that has no capabilities.
+const WITHOUT_CAPABILITIES: &str = "exec $SETPRIV --inh-caps=-all --bounding-set=-all \"$@\"";
 
 fn in_place(place: &Place, script: &str, bundle: &Path, more: &[&str]) -> Ended {
     let mut words = vec![program().display().to_string(), "run".to_owned(), bundle.display().to_string()];
@@ -298,7 +295,7 @@ fn a_launcher_passes_the_device_and_nothing_else() {
     assert!(there_is_one || !in_rig(), "the emulated host has Linux 6.12");
     if is_root() && there_is_one {
         // Without the capability neither door is open to it.
-        let passed = format!("exec 9<>/dev/userfaultfd && {}", without_capabilities());
+        let passed = format!("exec 9<>/dev/userfaultfd && {WITHOUT_CAPABILITIES}");
         in_place(&place, &passed, &bundle, &["--paging", "uffd", "--userfaultfd", "9"]).answers("hello");
     }
     let other = "exec 9</dev/null && exec \"$@\"";
@@ -312,7 +309,7 @@ fn a_host_that_cannot_serve_faults_says_what_to_do_and_is_never_given_less() {
     let unknown = finish(Command::new(program()).args(["run", "x", "--paging", "other"]));
     assert_eq!(unknown.code(), USAGE, "{unknown:?}");
     let bundle = place.bake("echo");
-    let closed = NO_DEVICE.trim_end_matches("exec \"$@\"").to_owned() + &without_capabilities();
+    let closed = NO_DEVICE.trim_end_matches("exec \"$@\"").to_owned() + WITHOUT_CAPABILITIES;
     let for_all = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd").unwrap().trim() != "0";
     assert!(!for_all || !in_rig(), "there nobody has changed what Linux begins with");
     if !for_all {

@@ -9,7 +9,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Ended, HOST_CANNOT, Place, ember, finish, guest, in_namespace, is_root, program, run_command};
+use common::{
+    Ended, HOST_CANNOT, Place, ember, finish, guest, in_namespace, is_root, program, run_command, setpriv,
+};
 
 const NOBODY: u32 = 65534;
 const BAKE: [&str; 8] = ["bake", "out", "--interface", "port", "--memory", "2MiB", "--kernel", "echo.elf"];
@@ -47,7 +49,7 @@ fn behind(place: &Place, script: &str, words: &[&str]) -> Ended {
 fn permitted(place: &Place, words: &[&str]) -> Ended {
     // A node of one's own where only root may open the real one.
     const OWN_NODE: &str = "{ test -e kvm || mknod -m 666 kvm c 10 232; } && mount --bind kvm /dev/kvm &&
-        exec setpriv --reuid=65534 --regid=65534 --clear-groups ./ember \"$@\"";
+        exec $SETPRIV --reuid=65534 --regid=65534 --clear-groups ./ember \"$@\"";
     match kvm() {
         _ if !is_root() => finish(ember(words).current_dir(place.path())),
         (mode, _) if mode & 0o006 == 0o006 => as_nobody(place, NOBODY, words),
@@ -59,18 +61,18 @@ fn permitted(place: &Place, words: &[&str]) -> Ended {
 /// As an ordinary user who may open /dev/kvm, on a host that gives nobody a user namespace.
 fn without_namespaces(place: &Place, words: &[&str]) -> Ended {
     const AS_NOBODY: &str = "{ test -e kvm || mknod -m 666 kvm c 10 232; } && mount --bind kvm /dev/kvm &&
-        exec setpriv --reuid=65534 --regid=65534 --clear-groups sh -c \"$0\" sh \"$@\"";
+        exec $SETPRIV --reuid=65534 --regid=65534 --clear-groups sh -c \"$0\" sh \"$@\"";
     // The limit holds in a namespace of one's own and is nobody else's. Who gives no namespaces has none to set it in.
     const NONE: &str = "unshare -r true || exec ./ember \"$@\"
         exec unshare -r sh -c 'echo 0 >/proc/sys/user/max_user_namespaces &&
-            exec setpriv --inh-caps=-all --bounding-set=-all ./ember \"$@\"' sh \"$@\"";
+            exec $SETPRIV --inh-caps=-all --bounding-set=-all ./ember \"$@\"' sh \"$@\"";
     if is_root() {
         let mut command = Command::new("unshare");
         command.args(["-m", "sh", "-c", AS_NOBODY, NONE]).args(words).stdin(Stdio::null());
-        return finish(command.current_dir(place.path()));
+        return finish(command.env("SETPRIV", setpriv()).current_dir(place.path()));
     }
     let mut command = Command::new("sh");
-    command.args(["-c", NONE, "sh"]).args(words).stdin(Stdio::null());
+    command.args(["-c", NONE, "sh"]).args(words).env("SETPRIV", setpriv()).stdin(Stdio::null());
     finish(command.current_dir(place.path()))
 }
 
@@ -78,7 +80,7 @@ fn without_namespaces(place: &Place, words: &[&str]) -> Ended {
 fn forbidden(place: &Place, words: &[&str]) -> Ended {
     // Who is root in a namespace of one's own still may; without capabilities even a file of one's own stays shut.
     const CLOSED_FILE: &str = "touch kvm && chmod 0 kvm && mount --bind kvm /dev/kvm &&
-        exec setpriv --inh-caps=-all --bounding-set=-all ./ember \"$@\"";
+        exec $SETPRIV --inh-caps=-all --bounding-set=-all ./ember \"$@\"";
     match kvm() {
         (mode, _) if is_root() && mode & 0o006 == 0 => as_nobody(place, NOBODY, words),
         _ => behind(place, CLOSED_FILE, words),

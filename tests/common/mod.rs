@@ -273,12 +273,18 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// A shell script in a mount namespace of its own, where it may mount what it likes. `$1` and so on are `arguments`.
+/// A shell script in a mount namespace of its own, where it may mount what it likes. `$1` and so on are `arguments`, `$SETPRIV` is
+/// setpriv(1).
 pub fn in_namespace<S: AsRef<OsStr>>(script: &str, arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new("unshare");
     command.arg(if is_root() { "-m" } else { "-Urm" }).args(["sh", "-c", script, "sh"]).args(arguments);
-    command.stdin(Stdio::null());
+    command.env("SETPRIV", setpriv()).stdin(Stdio::null());
     command
+}
+
+/// The path of setpriv(1). By its name busybox's shell would run its own, which knows less.
+pub fn setpriv() -> String {
+    finish(Command::new("which").arg("setpriv")).succeeds().text().trim().to_owned()
 }
 
 /// Makes files unwritable even for the superuser. Outside the emulated host, where it always can be, this is left out if the file system
