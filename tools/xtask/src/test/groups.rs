@@ -97,6 +97,8 @@ pub const GROUPS: [Group; 24] = [
     // The most cases.
     Group::new("small_serve", Place::Small, 120),
     Group::new("small", Place::Small, 120),
+    // Attackers that are waited out; with --full, guests that run wild for an hour.
+    Group::new("hostile", Place::Small, 3900),
     // Guests that never get ready, each waited for.
     Group::new("linux_bad", Place::Linux, 300),
     Group::new("linux_serve", Place::Linux, 300),
@@ -116,8 +118,6 @@ pub const GROUPS: [Group; 24] = [
     Group::new("whole_cpu", Place::Rig, 120).other_cpu("EPYC,+svm,+npt,-cx16,-avx2,-bmi2,-rdtscp,-xsaveopt"),
     Group::new("whole", Place::Small, 120),
     Group::new("beside", Place::Rig, 120),
-    // Attackers that are waited out; with --full, guests that run wild for an hour.
-    Group::new("hostile", Place::Small, 3900),
     Group::new("offline", Place::Anywhere, 120),
 ];
 
