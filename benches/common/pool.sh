@@ -55,7 +55,7 @@ machine_memory() {
 density() {
     function=0
     while [ "$function" -lt $(($3 + 2)) ]; do
-        register "kept-$function" "$2" '"reuse": 2, "keep_ms": 86400000, "shells": 1'
+        register "kept-$function" "$2" '"reuse": 2, "concurrency": 1, "keep_ms": 86400000, "shells": 1'
         function=$((function + 1))
     done
     "$caller" "$socket" kept keep 2 0
