@@ -278,10 +278,8 @@ fn answer_event(
         Err(Refusal::Abandoned) => return Err(io::ErrorKind::BrokenPipe.into()),
         Err(refusal) => refused(&refusal),
     };
-    // What is held for it is, until it has been read.
-    let written = response.write(&mut to, keep_alive);
-    drop(caller);
-    written
+    // What `caller` holds for it is held until it has been read.
+    response.write(&mut to, keep_alive)
 }
 
 fn refused(refusal: &Refusal) -> Response {

@@ -67,6 +67,12 @@ pub fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("Cannot read {}", path.display()))
 }
 
+/// Puts a directory in the place of another, which need not be there.
+pub fn replace_dir(fresh: &Path, place: &Path) -> Result<()> {
+    make_empty_dir(place)?;
+    rename(fresh, place)
+}
+
 /// Renames, with both paths in the error.
 pub fn rename(from: &Path, to: &Path) -> Result<()> {
     std::fs::rename(from, to).with_context(|| format!("Cannot rename {} to {}", from.display(), to.display()))

@@ -1,7 +1,6 @@
 //! The emulator of the rig: QEMU 10, Debian's backport, unpacked and never installed.
 //!
-//! Debian 12's own QEMU 7.2, which brings the libraries, does the same work in up to twice the time and has faults that 10 has not
-//! (docs/rig.md). It serves where the mirror has no backports.
+//! Debian 12's own QEMU 7.2, which brings the libraries, takes longer (docs/rig.md). It serves where the mirror has no backports.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +10,7 @@ use super::debian::{self, Apt};
 use super::stamp;
 use crate::process::{self, command};
 use crate::progress::say;
-use crate::workspace::{Workspace, make_empty_dir, rename};
+use crate::workspace::{Workspace, make_empty_dir, replace_dir};
 
 const PROGRAM: &str = "qemu-system-x86_64";
 
@@ -57,9 +56,7 @@ fn unpack_newest(workspace: &Workspace, tree: &Path) -> Result<()> {
         debian::unpack(&debs, &fresh)?;
         // A library may be missing, and what does not start here must not take the place of one that does.
         emulator_in(&fresh)?;
-        make_empty_dir(tree)?;
-        std::fs::remove_dir(tree).with_context(|| format!("Cannot remove {}", tree.display()))?;
-        rename(&fresh, tree)
+        replace_dir(&fresh, tree)
     })
 }
 

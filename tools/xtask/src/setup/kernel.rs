@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use super::debian::{self, Apt};
 use super::stamp;
 use crate::process::{self, command};
-use crate::workspace::{Workspace, make_dir, make_empty_dir, rename};
+use crate::workspace::{Workspace, make_empty_dir, replace_dir};
 
 /// Names the newest 6.12 of Debian 12: the patch level moves with every security update.
 const META_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
@@ -51,10 +51,7 @@ fn unpack(workspace: &Workspace, name: &str, tree: &Path) -> Result<()> {
     let release = kernel_in(&fresh)?.release;
     // The package leaves this to its installation scripts, which are not run.
     process::quiet(command("depmod").arg("-b").arg(&fresh).arg(&release))?;
-    make_empty_dir(tree)?;
-    std::fs::remove_dir(tree).with_context(|| format!("Cannot remove {}", tree.display()))?;
-    make_dir(&workspace.guest(""))?;
-    rename(&fresh, tree)
+    replace_dir(&fresh, tree)
 }
 
 /// The one kernel of an unpacked tree.

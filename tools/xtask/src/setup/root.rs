@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::debian::{self, Apt};
 use super::{stamp, userland};
 use crate::image;
-use crate::workspace::{Workspace, make_empty_dir, rename};
+use crate::workspace::{Workspace, make_empty_dir, replace_dir};
 
 /// A root image to be made.
 pub struct Root {
@@ -50,8 +50,7 @@ impl Root {
         userland::lay_out(&root)?;
         (self.complete)(workspace, &root)?;
         let done = workspace.guest(&format!("{}-root", self.name));
-        make_empty_dir(&done)?;
-        rename(&root, &done)?;
+        replace_dir(&root, &done)?;
         image::of_directory(&done, image)
     }
 }
