@@ -109,6 +109,7 @@ fn a_daemon_that_is_told_to_end_takes_its_groups_with_it() {
     let place = Place::new();
     let daemon = Daemon::start_with(place.path(), &["--memory-max", "64MiB"]);
     daemon.register_with("faulty", &place.bake("faulty"), json!({ "event_timeout_ms": 2000 }));
+    daemon.await_shells(2);
     let serving = daemon.begin("faulty", "spin");
     wait_until("it is served", || daemon.metric("ember_events{function=\"faulty\",state=\"running\"}") == 1);
     // Its clone's, and those of the one that waits meanwhile.
