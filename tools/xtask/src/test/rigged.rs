@@ -115,7 +115,8 @@ impl GroupRun<'_> {
         }
     }
 
-    /// Runs cases until the host ends or stands still; tells how many of them have an outcome. In the `last` try all have.
+    /// Runs cases until the host ends or stands still, or breaks before any of them; tells how many of them have an outcome. In the
+    /// `last` try all have.
     fn try_on(&self, cpu: &str, cases: &[Case], cache: &Cache, report: &Report, last: bool) -> usize {
         let place = format!("rig {}", self.group.name);
         let token = format!("@@{}-{}", std::process::id(), self.group.name);
@@ -131,6 +132,11 @@ impl GroupRun<'_> {
             // What it stood still in, and what it did not come to, is run in another one.
             Ok(None) if !last && transcript.ended < cases.len() => return transcript.ended,
             Ok(None) => Some("The emulated host stood still".to_owned()),
+            // Nothing of Ember has run in it, whose fault it could be.
+            Err(error) if !last && !transcript.begun() => {
+                report.say(&format!("    {place}: {error:#}"));
+                return 0;
+            }
             Err(error) => Some(format!("{error:#}")),
         };
         transcript.finish(reason);
@@ -186,6 +192,11 @@ impl<'a> Transcript<'a> {
         Self { cases, token, place, report, partial: Vec::new(), current: None, ended: 0 }
     }
 
+    /// Whether a case has run, if only in part.
+    fn begun(&self) -> bool {
+        self.ended > 0 || self.current.is_some()
+    }
+
     fn feed(&mut self, bytes: &[u8]) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             self.partial.extend_from_slice(piece);
@@ -239,6 +250,7 @@ impl<'a> Transcript<'a> {
             reason.or_else(|| (self.ended < self.cases.len()).then(|| "The case was not run".to_owned()));
         let Some(reason) = reason else { return };
         self.report.say(&format!("    {}: {reason}", self.place));
+        self.report.tally().blame(format!("{}: {}", self.place, first_line(&reason)));
         if self.ended == self.cases.len() {
             // Everything passed in a host that cannot be believed.
             self.report.tally().fail(format!("{}: {}", self.place, first_line(&reason)));
@@ -270,11 +282,15 @@ mod tests {
         names.iter().map(|name| Case { binary: binary.clone(), name: (*name).into(), group }).collect()
     }
 
+    /// In pieces as they might come.
+    fn feed(transcript: &mut Transcript, output: &str) {
+        output.as_bytes().chunks(7).for_each(|chunk| transcript.feed(chunk));
+    }
+
     fn tally_of(names: &[&str], output: &str, reason: Option<&str>) -> String {
         let (cases, report) = (cases(names), Report::new(|_| ()));
         let mut transcript = Transcript::new(&cases, "@@t", "rig", &report);
-        // In pieces as they might come.
-        output.as_bytes().chunks(7).for_each(|chunk| transcript.feed(chunk));
+        feed(&mut transcript, output);
         transcript.finish(reason.map(str::to_owned));
         let text = report.tally().to_string();
         text.lines().last().unwrap().to_owned()
@@ -325,6 +341,18 @@ mod tests {
     fn when_the_host_dies_the_running_case_and_the_rest_have_failed() {
         let output = format!("\n@@t begin 0\n{PASSED}\n@@t end 0 0 120\n\n@@t begin 1\nhalf");
         assert_eq!(tally_of(&["a", "b", "c"], &output, Some("Oops")), "1 passed, 2 failed, 0 skipped");
+    }
+
+    #[test]
+    fn a_host_that_broke_before_any_case_is_told_from_one_that_broke_in_the_first() {
+        let (cases, report) = (cases(&["a"]), Report::new(|_| ()));
+        let begun = |output: &str| {
+            let mut transcript = Transcript::new(&cases, "@@t", "rig", &report);
+            feed(&mut transcript, output);
+            transcript.begun()
+        };
+        assert!(!begun("") && !begun("@@x begin 0\n"));
+        assert!(begun("@@t begin 0\n") && begun("@@t begin 0\n@@t end 0 0 1\n"));
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct Tally {
     /// Failures that a runner counted without our knowing their names.
     unnamed_failures: u64,
     skips: Vec<Skip>,
+    /// What ended hosts in which cases were still to run.
+    causes: Vec<String>,
 }
 
 impl Tally {
@@ -33,6 +35,11 @@ impl Tally {
 
     pub fn fail(&mut self, name: impl Into<String>) {
         self.failures.push(name.into());
+    }
+
+    /// Why cases have failed that were not run; counts nothing.
+    pub fn blame(&mut self, cause: impl Into<String>) {
+        self.causes.push(cause.into());
     }
 
     pub fn skip(&mut self, skip: Skip) {
@@ -60,7 +67,7 @@ impl Tally {
     }
 }
 
-/// Every failure and every skip with its reason, then the counts alone on the last line.
+/// Every failure and every skip with its reason, then what many failures have in common, then the counts alone on the last line.
 impl fmt::Display for Tally {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for name in &self.failures {
@@ -68,6 +75,9 @@ impl fmt::Display for Tally {
         }
         for skip in &self.skips {
             writeln!(f, "skipped: {}: {}", skip.name, skip.reason)?;
+        }
+        for cause in &self.causes {
+            writeln!(f, "because: {cause}")?;
         }
         write!(f, "{} passed, {} failed, {} skipped", self.passed, self.failed(), self.skips.len())
     }
