@@ -149,7 +149,11 @@ fn a_function_s_answer_ends_at_its_limit() {
     let daemon = Daemon::start(place.path());
     let bundle = place.bake("faulty");
     daemon.register_with("faulty", &bundle, json!({ "answer_max_bytes": 6 }));
-    daemon.invoke("faulty", "exit 0").fails(502, "platform", "longer than the 6 bytes of answer_max_bytes");
+    daemon.invoke("faulty", "exit 0").fails(
+        502,
+        "platform",
+        "It is longer than the 6 bytes that answer_max_bytes allows",
+    );
     daemon.register_with("faulty", &bundle, json!({ "answer_max_bytes": 7 }));
     daemon.invoke("faulty", "exit 0").answers("exiting");
 }

@@ -5,12 +5,11 @@ use clap::Args;
 
 use crate::config::{Rate, Size};
 use crate::devices::BlockRate;
+use crate::failure::limits::Limits;
 use crate::jail::{self, Bounds};
 use crate::vm::Machine;
 
 use super::Failure;
-
-pub use crate::failure::limits::{AnswerLimit, Cut};
 
 /// What a clone may cost.
 #[derive(Debug, Clone, Copy, Default, Args)]
@@ -72,6 +71,11 @@ impl LimitArgs {
         }
         jail::bound(&bounds)?;
         Ok(true)
+    }
+
+    /// Those of what a function says.
+    pub fn words(&self) -> Limits {
+        Limits::new((self.answer_max, "--answer-max"), (self.log_max, "--log-max"))
     }
 
     /// Sets what the machine itself enforces.

@@ -7,11 +7,11 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use snapshot_format::manifest::Interface;
 
-use crate::failure::limits::TooLong;
+use crate::failure::limits::{Limits, TooLong};
 use crate::function::Notice;
 use crate::vm::AnswerSink;
 
-use super::limits::{AnswerLimit, Cut, LimitArgs};
+use super::limits::LimitArgs;
 
 /// Most bytes of an answer that `--json` collects.
 const COLLECT_MAX: usize = 64 << 20;
@@ -62,20 +62,13 @@ pub struct Sink {
     buffers: Option<Buffers>,
     include: bool,
     interface: Interface,
-    answer: AnswerLimit,
-    log: Cut,
+    limits: Limits,
 }
 
 impl Sink {
     /// Collects if `json`, else writes; `include` writes the head of an http answer too.
     pub fn new(json: bool, include: bool, interface: Interface, limits: &LimitArgs) -> Self {
-        Sink {
-            buffers: json.then(Buffers::default),
-            include,
-            interface,
-            answer: AnswerLimit::new(limits.answer_max),
-            log: Cut::new("the log", "--log-max", limits.log_max),
-        }
+        Sink { buffers: json.then(Buffers::default), include, interface, limits: limits.words() }
     }
 
     /// What was collected.
@@ -92,19 +85,6 @@ impl Sink {
         match piece {
             Notice::Head { .. } => self.include,
             piece => piece.is_answer(self.interface),
-        }
-    }
-
-    /// What of a piece is passed on.
-    fn limited(&mut self, piece: Notice, is_answer: bool) -> io::Result<Notice> {
-        match piece {
-            Notice::Answer { bytes } => self.answer.take(bytes.len()).map(|()| Notice::Answer { bytes }),
-            Notice::Output { stream, bytes } if is_answer => {
-                self.answer.take(bytes.len()).map(|()| Notice::Output { stream, bytes })
-            }
-            Notice::Output { stream, bytes } => Ok(Notice::Output { stream, bytes: self.log.cut(bytes) }),
-            Notice::Log { bytes } => Ok(Notice::Log { bytes: self.log.cut(bytes) }),
-            piece => Ok(piece),
         }
     }
 
@@ -131,7 +111,7 @@ fn head(status: u16, headers: &[(String, String)]) -> String {
 impl AnswerSink for Sink {
     fn take(&mut self, piece: Notice) -> io::Result<bool> {
         let is_answer = self.is_answer(&piece);
-        let piece = self.limited(piece, is_answer)?;
+        let piece = self.limits.pass(piece, is_answer).map_err(io::Error::other)?;
         match &mut self.buffers {
             Some(buffers) => buffers.take(piece, is_answer)?,
             None => self.write(piece, is_answer)?,

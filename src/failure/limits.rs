@@ -3,15 +3,18 @@
 use std::io;
 
 use crate::config::Size;
+use crate::function::Notice;
 
 /// An answer that is longer than it may be.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TooLong {
     /// Whoever asked for it has set a limit.
-    #[error("It is longer than the {max} that --answer-max allows")]
+    #[error("It is longer than the {max} that {name} allows")]
     Limit {
         /// The limit.
         max: Size,
+        /// The flag or setting that says so.
+        name: &'static str,
     },
     /// It is collected to be printed as JSON.
     #[error("It is too long to be printed as JSON: leave out --json")]
@@ -25,27 +28,57 @@ impl TooLong {
     }
 }
 
+/// What of a function's words is passed on: its answer whole or not at all, of its log the beginning.
+#[derive(Debug)]
+pub struct Limits {
+    answer: AnswerLimit,
+    log: Cut,
+}
+
+impl Limits {
+    /// How long each may be, and the flag or setting that says so.
+    pub fn new(answer: (Option<Size>, &'static str), log: (Option<Size>, &'static str)) -> Self {
+        Limits { answer: AnswerLimit::new(answer.0, answer.1), log: Cut::new("the log", log.1, log.0) }
+    }
+
+    /// What of a piece is passed on, which is one of the answer or not ([`Notice::is_answer`]).
+    ///
+    /// # Errors
+    /// The answer is too long with it.
+    pub fn pass(&mut self, piece: Notice, is_answer: bool) -> Result<Notice, TooLong> {
+        match &piece {
+            Notice::Output { bytes, .. } | Notice::Answer { bytes } if is_answer => {
+                self.answer.take(bytes.len())?;
+            }
+            _ => {}
+        }
+        Ok(match piece {
+            Notice::Output { stream, bytes } if !is_answer => {
+                Notice::Output { stream, bytes: self.log.cut(bytes) }
+            }
+            Notice::Log { bytes } => Notice::Log { bytes: self.log.cut(bytes) },
+            piece => piece,
+        })
+    }
+}
+
 /// What is left of an answer.
 #[derive(Debug)]
-pub struct AnswerLimit {
+struct AnswerLimit {
     max: Option<Size>,
+    name: &'static str,
     left: u64,
 }
 
 impl AnswerLimit {
-    /// All of `max`, or no limit.
-    pub fn new(max: Option<Size>) -> Self {
-        AnswerLimit { max, left: max.map_or(u64::MAX, |max| max.0) }
+    fn new(max: Option<Size>, name: &'static str) -> Self {
+        AnswerLimit { max, name, left: max.map_or(u64::MAX, |max| max.0) }
     }
 
-    /// Takes `len` bytes of it.
-    ///
-    /// # Errors
-    /// There are not so many; see [`TooLong`].
-    pub fn take(&mut self, len: usize) -> io::Result<()> {
+    fn take(&mut self, len: usize) -> Result<(), TooLong> {
         let Some(max) = self.max else { return Ok(()) };
         let left = u64::try_from(len).ok().and_then(|len| self.left.checked_sub(len));
-        self.left = left.ok_or_else(|| io::Error::other(TooLong::Limit { max }))?;
+        self.left = left.ok_or(TooLong::Limit { max, name: self.name })?;
         Ok(())
     }
 }
@@ -118,6 +151,7 @@ impl Cut {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::function::Stream;
 
     #[test]
     fn a_stream_is_cut_once_with_a_sentence() {
@@ -135,13 +169,25 @@ mod tests {
     fn what_is_not_limited_is_passed_on() {
         let mut cut = Cut::new("the log", "--log-max", None);
         assert_eq!(cut.pass(b"abc"), Passed { bytes: b"abc", note: None });
-        assert!(AnswerLimit::new(None).take(usize::MAX).is_ok());
+        assert!(AnswerLimit::new(None, "max").take(usize::MAX).is_ok());
     }
 
     #[test]
     fn an_answer_may_be_as_long_as_its_limit() {
-        let mut limit = AnswerLimit::new(Some(Size(4)));
+        let mut limit = AnswerLimit::new(Some(Size(4)), "max");
         assert!(limit.take(3).is_ok() && limit.take(1).is_ok() && limit.take(0).is_ok());
-        assert!(matches!(TooLong::of(&limit.take(1).unwrap_err()), Some(TooLong::Limit { .. })));
+        assert!(matches!(limit.take(1), Err(TooLong::Limit { max: Size(4), name: "max" })));
+    }
+
+    #[test]
+    fn an_answer_that_is_too_long_is_none_and_a_log_that_is_too_long_is_cut() {
+        let mut limits = Limits::new((Some(Size(2)), "answer"), (Some(Size(2)), "log"));
+        let printed = |bytes: &[u8]| Notice::Output { stream: Stream::Stdout, bytes: bytes.to_vec() };
+        assert_eq!(limits.pass(printed(b"ab"), false), Ok(printed(b"ab")));
+        let cut = printed(b"\n[the rest of the log is left out: log was reached]\n");
+        assert_eq!(limits.pass(printed(b"c"), false), Ok(cut));
+        assert_eq!(limits.pass(printed(b"ab"), true), Ok(printed(b"ab")));
+        let too_long = TooLong::Limit { max: Size(2), name: "answer" };
+        assert_eq!(limits.pass(Notice::Answer { bytes: vec![0] }, true), Err(too_long));
     }
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::config::Size;
-use crate::failure::limits::Cut;
+use crate::failure::limits::{Limits, TooLong};
 use crate::failure::{Failure, Kind};
 use crate::function::Notice;
 use crate::vm::{Request, Timeline, private_file};
@@ -216,32 +216,24 @@ struct Answer<'a> {
     bytes: Vec<u8>,
     total: usize,
     first: bool,
-    /// Bytes that are left of the function's own limit of answers.
-    answer_left: u64,
-    log: Cut,
+    limits: Limits,
 }
 
 impl<'a> Answer<'a> {
     fn new(shell: &'a Shell, function: &'a Function, limit: Duration) -> Self {
         let sent = Instant::now();
         let (bytes, total, first) = (Vec::new(), 0, true);
-        let answer_left = function.settings.answer_max_bytes.unwrap_or(u64::MAX);
-        let log = Cut::new("the log", "log_max_bytes", function.settings.log_max_bytes.map(Size));
-        Answer {
-            shell,
-            function,
-            sent,
-            deadline: sent + limit + GRACE,
-            bytes,
-            total,
-            first,
-            answer_left,
-            log,
-        }
+        let settings = &function.settings;
+        let limits = Limits::new(
+            (settings.answer_max_bytes.map(Size), "answer_max_bytes"),
+            (settings.log_max_bytes.map(Size), "log_max_bytes"),
+        );
+        Answer { shell, function, sent, deadline: sent + limit + GRACE, bytes, total, first, limits }
     }
 
     /// Passes pieces on until the event is over.
     fn follow(mut self, caller: &mut dyn Caller) -> Result<Done, Refusal> {
+        let interface = self.function.bundle.manifest().function.interface;
         loop {
             let mut at = 0;
             while let Some((frame, len)) =
@@ -253,7 +245,8 @@ impl<'a> Answer<'a> {
                         if std::mem::take(&mut self.first) {
                             self.function.counters.activation.add(self.sent.elapsed());
                         }
-                        let piece = self.limited(piece)?;
+                        let is_answer = piece.is_answer(interface);
+                        let piece = self.limits.pass(piece, is_answer).map_err(|e| too_long(&e))?;
                         caller.take(piece, self.deadline)?;
                     }
                     Frame::Done(done) => return Ok(done),
@@ -265,29 +258,6 @@ impl<'a> Answer<'a> {
             self.bytes.drain(..at);
             self.await_more(caller)?;
         }
-    }
-
-    /// What of a piece is passed on.
-    fn limited(&mut self, piece: Notice) -> Result<Notice, Refusal> {
-        let is_answer = piece.is_answer(self.function.bundle.manifest().function.interface);
-        match &piece {
-            Notice::Output { bytes, .. } | Notice::Answer { bytes } if is_answer => {
-                let left = self.answer_left.checked_sub(bytes.len() as u64);
-                self.answer_left = left.ok_or_else(|| {
-                    let max = self.function.settings.answer_max_bytes.unwrap_or_default();
-                    let text = format!("The answer is longer than the {max} bytes of answer_max_bytes");
-                    Refusal::Failed(Failure::text(Kind::GuestFailed, text))
-                })?;
-            }
-            _ => {}
-        }
-        Ok(match piece {
-            Notice::Output { stream, bytes } if !is_answer => {
-                Notice::Output { stream, bytes: self.log.cut(bytes) }
-            }
-            Notice::Log { bytes } => Notice::Log { bytes: self.log.cut(bytes) },
-            piece => piece,
-        })
     }
 
     fn await_more(&mut self, caller: &mut dyn Caller) -> Result<(), Refusal> {
@@ -328,6 +298,10 @@ impl<'a> Answer<'a> {
         }
         Ok(())
     }
+}
+
+fn too_long(error: &TooLong) -> Refusal {
+    Refusal::Failed(Failure::text(Kind::GuestFailed, format!("Cannot pass the answer on: {error}")))
 }
 
 fn misspoke(error: &(dyn std::error::Error + 'static)) -> Refusal {
