@@ -8,10 +8,11 @@ mod common;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
+use std::time::Duration;
 
 use common::serve::{Daemon, as_user, kill, receive, serve_command};
 use common::{HOST_CANNOT, Place, TIMEOUT, USAGE, api, ember, finish, is_root, wait_until};
@@ -435,6 +436,32 @@ fn tcp_is_for_those_only_whom_it_was_opened_to() {
     ask(&[]).answers("x");
     daemon.signal(Signal::TERM);
     assert!(daemon.end().errors.contains("whoever reaches it may use the daemon"));
+}
+
+#[test]
+fn whoever_connects_by_tcp_and_says_nothing_leaves_room_for_who_may_use_the_socket() {
+    let place = Place::new();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let socket = place.join("socket");
+    let mut command = serve_command(&socket);
+    command.args(["--tcp", &free.to_string(), "--tcp-open", "--idle", "600s"]);
+    command.args(["--register", &format!("echo={}", place.bake("echo").display())]);
+    // Enough for fewer connections than there will be.
+    let daemon = Daemon::run_with_descriptors(&command, 96, socket);
+    let silent: Vec<_> = (0..64).map(|_| TcpStream::connect(free).unwrap()).collect();
+    let is_heard_within = |mut stream: &TcpStream, seconds| {
+        stream.write_all(b"GET /health HTTP/1.1\r\n\r\n").unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(seconds))).unwrap();
+        stream.read(&mut [0; 64]).is_ok_and(|read| read > 0)
+    };
+    for _ in 0..3 {
+        daemon.invoke("echo", "unix").answers("unix");
+    }
+    assert!(is_heard_within(&silent[0], 20), "the first were let in");
+    assert!(!is_heard_within(&silent[63], 1), "the last wait");
+    drop(silent);
+    // Those before it have to be let in first, few at a time.
+    assert!(is_heard_within(&TcpStream::connect(free).unwrap(), 20), "the next are let in");
 }
 
 #[test]

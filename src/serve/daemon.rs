@@ -48,6 +48,8 @@ const ACCEPTED_MAX: usize = 64;
 const TIDYING: Duration = Duration::from_secs(1);
 /// How long nothing is accepted when there are as many connections as may be, or no descriptor is left.
 const PAUSE: Duration = Duration::from_millis(2);
+/// How often is looked whether one more may come by TCP, while none may: that a connection has ended wakes nobody.
+const TCP_PAUSE: Duration = Duration::from_millis(10);
 
 /// Of what is not read for an answer, so much is thrown away before its connection is closed, and waited for so long.
 const UNREAD_MAX: u64 = 1 << 20;
@@ -357,9 +359,11 @@ impl Listeners {
         loop {
             let mut polled =
                 vec![PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.unix, PollFlags::IN)];
-            let tcp = self.tcp.iter().filter(|_| daemon.has_room_for_tcp());
+            let has_room = daemon.has_room_for_tcp();
+            let tcp = self.tcp.iter().filter(|_| has_room);
             polled.extend(tcp.map(|tcp| PollFd::new(tcp, PollFlags::IN)));
-            let longest = super::pool::timespec(TIDYING);
+            let is_full = self.tcp.is_some() && !has_room;
+            let longest = super::pool::timespec(if is_full { TCP_PAUSE } else { TIDYING });
             retry_on_intr(|| poll(&mut polled, Some(&longest)))
                 .map_err(|e| Failure::new(Kind::HostCannot, &io::Error::from(e)))?;
             let ready: Vec<bool> = polled.iter().map(|polled| !polled.revents().is_empty()).collect();
