@@ -12,7 +12,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use common::processes::{is_nameless, signal, wait_until_gone};
+use common::processes::{is_nameless, signal, vcpu_of, wait_until_gone};
 use common::serve::{Daemon, as_user, kill, receive, serve_command, within};
 use common::{HOST_CANNOT, Place, ember, finish, in_rig, rounds, wait_until};
 use inject::{By, Call, Outcome, forbidden, inject};
@@ -144,17 +144,15 @@ fn kills(process: i32, call: &Call) -> bool {
     }
 }
 
-#[test]
-fn a_waiting_shell_dies_of_what_is_not_on_its_list() {
+/// Has a thread of one waiting shell after the other make each of `calls`.
+fn waiting_shells_die_of(calls: impl Iterator<Item = Call>, thread: impl Fn(i32) -> i32) {
     if !common::is_root() {
         return;
     }
     let place = Place::new();
     let daemon = both(&place);
-    // What fills it comes as files to be mapped, and it confines itself further then.
-    let of_shells = ["mapping of a file", "seccomp"];
     let mut killed = 0;
-    for call in forbidden_here().filter(|call| !of_shells.contains(&call.name)) {
+    for call in calls {
         let mut waiting = None;
         wait_until("a shell waits", || {
             // One that is being made confines its main thread last.
@@ -164,14 +162,18 @@ fn a_waiting_shell_dies_of_what_is_not_on_its_list() {
             });
             waiting.is_some()
         });
-        killed += u64::from(kills(waiting.unwrap(), &call));
+        let waiting = waiting.unwrap();
+        if kills(thread(waiting), &call) {
+            killed += 1;
+            wait_until("it is gone", || !daemon.children().contains(&waiting));
+        }
     }
     wait_until("each is missed", || daemon.metric("ember_shells_lost_total") >= killed);
     wait_until("it serves again", || daemon.invoke("echo", "fine").status == 200);
 }
 
-#[test]
-fn a_clone_that_serves_an_event_dies_of_what_is_not_on_its_list_and_its_caller_is_told() {
+/// Has a thread of one clone after the other make each forbidden call while it serves an event.
+fn serving_clones_die_of_what_is_forbidden(thread: impl Fn(i32) -> i32) {
     if !common::is_root() {
         return;
     }
@@ -181,14 +183,51 @@ fn a_clone_that_serves_an_event_dies_of_what_is_not_on_its_list_and_its_caller_i
     daemon.register_with("faulty", &bundle, json!({ "event_timeout_ms": 600_000 }));
     for call in forbidden_here() {
         let (event, clone) = begin_to_serve(&daemon, &bundle);
-        if kills(clone, &call) {
+        if kills(thread(clone), &call) {
             receive(event).fails(502, "platform", "it was killed by signal 31");
         } else {
             drop(event);
-            wait_until("it is gone", || !daemon.children().contains(&clone));
         }
+        wait_until("it is gone", || !daemon.children().contains(&clone));
     }
     daemon.invoke("faulty", "exit 0").answers("exiting");
+}
+
+fn main_thread(process: i32) -> i32 {
+    process
+}
+
+/// Once it is confined, which it sees to itself.
+#[track_caller]
+fn vcpu(process: i32) -> i32 {
+    let mut vcpu = None;
+    wait_until("the vCPU's thread is confined", || {
+        vcpu = vcpu_of(process).filter(|vcpu| field(*vcpu, "Seccomp") == "2");
+        vcpu.is_some()
+    });
+    vcpu.unwrap()
+}
+
+#[test]
+fn a_waiting_shell_dies_of_what_is_not_on_its_list() {
+    // What fills it comes as files to be mapped, and it confines itself further then.
+    let of_shells = ["mapping of a file", "seccomp"];
+    waiting_shells_die_of(forbidden_here().filter(|call| !of_shells.contains(&call.name)), main_thread);
+}
+
+#[test]
+fn a_waiting_shell_dies_of_what_is_not_on_the_list_of_its_vcpu() {
+    waiting_shells_die_of(forbidden_here(), vcpu);
+}
+
+#[test]
+fn a_clone_that_serves_an_event_dies_of_what_is_not_on_its_list_and_its_caller_is_told() {
+    serving_clones_die_of_what_is_forbidden(main_thread);
+}
+
+#[test]
+fn a_clone_that_serves_an_event_dies_of_what_is_not_on_the_list_of_its_vcpu_and_its_caller_is_told() {
+    serving_clones_die_of_what_is_forbidden(vcpu);
 }
 
 fn descriptors(process: i32) -> BTreeMap<String, String> {
@@ -201,6 +240,13 @@ fn descriptors(process: i32) -> BTreeMap<String, String> {
     described.collect()
 }
 
+/// Kills shells, and waits until they are gone: one that is about to end could still be given an event.
+#[track_caller]
+fn end_all(daemon: &Daemon, shells: &[i32]) {
+    shells.iter().for_each(|shell| kill(*shell));
+    wait_until("they are gone", || daemon.children().iter().all(|child| !shells.contains(child)));
+}
+
 #[test]
 fn shells_that_are_killed_while_they_wait_are_replaced() {
     let place = Place::new();
@@ -208,11 +254,8 @@ fn shells_that_are_killed_while_they_wait_are_replaced() {
     for _ in 0..3 {
         daemon.await_shells(2);
         let before = daemon.shells();
-        before.iter().for_each(|shell| kill(*shell));
-        wait_until("others wait", || {
-            let now = daemon.shells();
-            now.len() >= 2 && before.iter().all(|shell| !now.contains(shell))
-        });
+        end_all(&daemon, &before);
+        wait_until("others wait", || daemon.shells().len() >= 2);
         daemon.invoke("echo", "fine").answers("fine");
     }
     assert!(daemon.metric("ember_shells_lost_total") >= 6);
@@ -228,7 +271,7 @@ fn a_shell_that_is_killed_while_it_becomes_a_clone_fails_its_event_alone() {
     shells.iter().for_each(|shell| signal(*shell, Signal::STOP));
     let event = daemon.begin("echo", "lost");
     wait_until("one is taken", || daemon.get("/health").json()["shells_ready"] == 1);
-    shells.iter().for_each(|shell| kill(*shell));
+    end_all(&daemon, &shells);
     receive(event).fails(502, "platform", "was killed by signal 9");
     daemon.invoke("echo", "fine").answers("fine");
 }

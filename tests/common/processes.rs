@@ -61,16 +61,18 @@ pub fn machine_of(parent: &Child) -> i32 {
 pub fn runs_guest_in(group: u32) -> i32 {
     let mut machine = None;
     wait_until("a guest runs", || {
-        machine = alive_in_group(group).into_iter().find(|pid| has_vcpu(*pid));
+        machine = alive_in_group(group).into_iter().find(|pid| vcpu_of(*pid).is_some());
         machine.is_some()
     });
     machine.unwrap()
 }
 
-fn has_vcpu(pid: i32) -> bool {
-    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
-    let name = |thread: fs::DirEntry| fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
-    threads.flatten().any(|thread| name(thread).trim_end() == "vcpu0")
+/// The thread of a process's first vCPU.
+pub fn vcpu_of(pid: i32) -> Option<i32> {
+    let name = |thread: &fs::DirEntry| fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let vcpu = threads.find(|thread| name(thread).trim_end() == "vcpu0")?;
+    vcpu.file_name().to_str()?.parse().ok()
 }
 
 fn threads(pid: i32) -> usize {
