@@ -316,6 +316,13 @@ fn a_host_that_cannot_serve_faults_says_what_to_do_and_is_never_given_less() {
             in_place(&place, &closed, &bundle, flags)
                 .fails(HOST_CANNOT, "allow it with `chmod 666 /dev/userfaultfd`");
         }
+        let words = [program(), "doctor".into(), "--json".into()];
+        let doctor = finish(in_namespace(&closed, words).current_dir(place.path()));
+        let told = doctor.json();
+        let findings = told["findings"].as_array().unwrap();
+        let found = findings.iter().find(|finding| finding["what"] == "userfaultfd").unwrap();
+        assert_eq!(found["verdict"], "limited", "{told}");
+        assert!(found["mend"].as_str().unwrap().contains("chmod 666 /dev/userfaultfd"), "{told}");
     }
     in_place(&place, &closed, &bundle, &[]).answers("hello");
 }
