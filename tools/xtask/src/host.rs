@@ -3,6 +3,7 @@
 use std::fs::OpenOptions;
 use std::path::Path;
 
+use crate::process;
 use crate::setup;
 
 /// Where microVMs can run on this machine.
@@ -77,6 +78,18 @@ pub fn available_memory_mib() -> u64 {
     let info = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
     line.and_then(|line| line.trim().split(' ').next()?.parse::<u64>().ok()).unwrap_or(0) / 1024
+}
+
+/// Room on the disk that holds the current directory, in MiB.
+fn free_disk_mib() -> u64 {
+    let table =
+        process::read(process::command("df").args(["-BM", "--output=avail", "."])).unwrap_or_default();
+    table.lines().last().and_then(|line| line.trim().strip_suffix('M')?.parse().ok()).unwrap_or(0)
+}
+
+/// What a machine that does not do what it should may have run out of.
+pub fn what_is_left() -> String {
+    format!("{} MiB of memory and {} MiB of disk are free", available_memory_mib(), free_disk_mib())
 }
 
 /// The machine's name, safe as part of a file name.

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use super::cases::{Case, Outcome};
 use super::groups::{Group, OTHER_CPU};
 use super::report::Report;
+use crate::host;
 use crate::rig::{Cache, Job, RigHost, TRIES};
 use crate::workspace::make_dir;
 
@@ -250,7 +251,8 @@ impl<'a> Transcript<'a> {
             reason.or_else(|| (self.ended < self.cases.len()).then(|| "The case was not run".to_owned()));
         let Some(reason) = reason else { return };
         self.report.say(&format!("    {}: {reason}", self.place));
-        self.report.tally().blame(format!("{}: {}", self.place, first_line(&reason)));
+        let cause = format!("{}: {} ({})", self.place, first_line(&reason), host::what_is_left());
+        self.report.tally().blame(cause);
         if self.ended == self.cases.len() {
             // Everything passed in a host that cannot be believed.
             self.report.tally().fail(format!("{}: {}", self.place, first_line(&reason)));
