@@ -15,7 +15,11 @@ measure_echo() {
     set -- $run "$place/echo" --event-text hello
     series echo "$warm" restore "$@" -- timed "$@" --timing=json \
         -- jailed "$ember" run "$place/echo" --event-text hello
-    series echo-cold "$cold" cold "$@" --cold --timing=json
+}
+
+measure_echo_cold() {
+    bake echo --config "$EMBER_EXAMPLES/echo/ember.toml" --root "$EMBER_ROOT_PYTHON"
+    series echo-cold "$cold" cold $run "$place/echo" --event-text hello --cold --timing=json
 }
 
 measure_python() {

@@ -55,6 +55,7 @@ pub const GROUPS: [Group; 5] = [
         faults: false,
         parts: &[
             in_rig("echo", "main.sh", figures::echo),
+            Part { runs: 5, ..in_rig("echo-cold", "main.sh", figures::echo_cold) },
             in_rig("python", "main.sh", figures::python),
             Part { runs: 5, ..in_rig("python-cold", "main.sh", figures::python_cold) },
             Part { runs: 5, ..in_rig("python-long", "main.sh", figures::python_long) },
