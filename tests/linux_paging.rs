@@ -195,6 +195,16 @@ fn shell_command(script: &str, arguments: &[&Path]) {
 }
 
 #[test]
+fn what_lies_on_a_tmpfs_is_asked_of_no_disk() {
+    let place = Place::new();
+    let bundle = place.bake_in("64MiB", "toucher", &["--warm-up", "fill", "--no-record"]);
+    finish(ember(["record", "--event-text", "write 1 300 1"]).arg(&bundle)).succeeds();
+    let told = run(&bundle, "write 1 300 1", &["--json"]).succeeds().json();
+    assert_eq!(told["paging"]["read_ahead_bytes"], 0, "{told}");
+    assert!(told["paging"]["prefetched_bytes"].as_u64().unwrap() >= 300 * 4096, "{told}");
+}
+
+#[test]
 fn a_long_range_of_the_working_set_is_read_from_a_cold_disk_as_a_whole() {
     let place = Place::new();
     let disk = Disk::new(&place);

@@ -76,6 +76,7 @@ const SHELL: &[c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_fadvise64,
     libc::SYS_preadv2,
+    libc::SYS_fstatfs,
     libc::SYS_eventfd2,
     libc::SYS_epoll_create1,
     libc::SYS_rt_sigaction,

@@ -151,7 +151,7 @@ pub fn read_ahead(file: &File, expected: &Expected) -> Prefetched {
     let mut all: Vec<Range<u64>> = expected.all().cloned().collect();
     all.sort_unstable_by_key(|range| range.start);
     let cache = cache(file, &all);
-    if cache == Cache::Warm {
+    if cache == Cache::Warm || cache == Cache::Unknown && is_in_memory(file) {
         return Prefetched::default();
     }
     let mut done = Prefetched { is_cold: cache == Cache::Cold, ..Prefetched::default() };
@@ -273,13 +273,18 @@ fn cache(file: &File, ranges: &[Range<u64>]) -> Cache {
     told(probes(ranges).into_iter().map(probe))
 }
 
+/// Whether a file is one of a tmpfs, which tells nothing of its page cache and has nothing on a disk.
+fn is_in_memory(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|system| system.f_type == libc::TMPFS_MAGIC)
+}
+
 /// What reads that must not wait say of the page cache.
 fn told(reads: impl Iterator<Item = Result<usize, Errno>>) -> Cache {
     let mut cache = Cache::Warm;
     for read in reads {
         match read {
             Err(Errno::AGAIN) => return Cache::Cold,
-            // Overlay and network file systems.
+            // Overlay and network file systems, and tmpfs.
             Err(Errno::OPNOTSUPP) => cache = Cache::Unknown,
             _ => {}
         }
@@ -423,6 +428,15 @@ mod tests {
         file.write_all_at(&[7; 1 << 20], 0).unwrap();
         let expected = Expected { read: std::iter::once(0..65536).collect(), ..Expected::default() };
         assert_eq!(read_ahead(&file, &expected), Prefetched::default());
+    }
+
+    #[test]
+    fn what_is_in_memory_is_not_asked_of_a_disk() {
+        let file = File::from(rustix::fs::memfd_create("memory", rustix::fs::MemfdFlags::CLOEXEC).unwrap());
+        file.write_all_at(&[7; 1 << 20], 0).unwrap();
+        let expected = Expected { read: std::iter::once(0..65536).collect(), ..Expected::default() };
+        assert_eq!(read_ahead(&file, &expected), Prefetched::default());
+        assert!(is_in_memory(&file));
     }
 
     #[test]
