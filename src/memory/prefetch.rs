@@ -151,7 +151,7 @@ pub fn read_ahead(file: &File, expected: &Expected) -> Prefetched {
     let mut all: Vec<Range<u64>> = expected.all().cloned().collect();
     all.sort_unstable_by_key(|range| range.start);
     let cache = cache(file, &all);
-    if cache == Cache::Warm || cache == Cache::Unknown && is_in_memory(file) {
+    if cache == Cache::Warm {
         return Prefetched::default();
     }
     let mut done = Prefetched { is_cold: cache == Cache::Cold, ..Prefetched::default() };
@@ -270,7 +270,10 @@ pub fn unchanged_pages(memory: &GuestMemory, file: &File, ranges: &[Range<u64>])
 /// file that this user may not write.
 fn cache(file: &File, ranges: &[Range<u64>]) -> Cache {
     let probe = |offset| preadv2(file, &mut [IoSliceMut::new(&mut [0])], offset, ReadWriteFlags::NOWAIT);
-    told(probes(ranges).into_iter().map(probe))
+    match told(probes(ranges).into_iter().map(probe)) {
+        Cache::Unknown if is_in_memory(file) => Cache::Warm,
+        cache => cache,
+    }
 }
 
 /// Whether a file is one of a tmpfs, which tells nothing of its page cache and has nothing on a disk.
